@@ -1,0 +1,1 @@
+"""Penstock: a distributed job platform on an append-only log."""

@@ -1,0 +1,1 @@
+"""HTTP: resources, the gateway for workers, streams, health."""

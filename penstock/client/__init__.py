@@ -1,0 +1,1 @@
+"""Putting jobs on the log, for producers and for the API alike."""

@@ -1,0 +1,277 @@
+"""What is said to the API and how its answers are read: everything of a client but the sending.
+
+An operation is a generator: it yields a :class:`Call` (send it) or a :class:`Pause` (wait), is sent back an
+:class:`Answer`, and returns its result. It does no I/O and reads no clock, so the blocking and the asynchronous client
+in :mod:`penstock.client.http` drive the very same operations, retries included.
+
+A call is repeated after a connection error or a 503, as long as the pauses sum up to less than ``patience_ms``. Every
+write carries ids that were made before it was first sent, so a repeat is a duplicate and never a second job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote
+
+import msgspec
+
+from penstock.client.idgen import new_id
+from penstock.client.requests import request_fields
+from penstock.core.job import TERMINAL
+from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
+from penstock.schemas.position import Position, parse_token, token
+
+Json = dict[str, Any]
+
+API = "/api/v1"
+POSITION_HEADER = "penstock-position"
+JSON_TYPE = "application/json"
+NDJSON_TYPE = "application/x-ndjson"
+
+BULK_LINES = 5_000
+BULK_BYTES = 4_000_000
+PAGE_JOBS = 200
+FIRST_PAUSE_MS = 100
+LONGEST_PAUSE_MS = 5_000
+POLL_MS = (20, 1_000)
+"""First and longest pause between two looks at a job that is waited for."""
+
+
+class Call(NamedTuple):
+    """A request to send. ``path`` begins with a slash; ``body`` None sends none."""
+
+    method: str
+    path: str
+    params: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    content_type: str = JSON_TYPE
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Pause(NamedTuple):
+    """Wait this many milliseconds."""
+
+    pause_ms: int
+
+
+class Answer(NamedTuple):
+    """What came back; header names in lower case. ``unreached`` is the reason why nothing did."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    unreached: str = ""
+
+
+class BulkResult(msgspec.Struct):
+    """What became of many jobs. ``items`` are the API's, in the order of the requests."""
+
+    accepted: int = 0
+    rejected: int = 0
+    items: list[Json] = []
+
+
+Steps = Generator["Call | Pause", "Answer | None", Any]
+
+
+def error_classes() -> dict[str, type[PenstockError]]:
+    """Every error of the tree by its code; the root of those that share one."""
+    found: dict[str, type[PenstockError]] = {}
+    waiting: list[type[PenstockError]] = [PenstockError]
+    while waiting:
+        kind = waiting.pop(0)
+        found.setdefault(kind.code, kind)
+        waiting.extend(kind.__subclasses__())
+    return found
+
+
+_ERRORS = error_classes()
+_PROBLEM_MEMBERS = frozenset({"type", "title", "status", "detail", "code", "instance"})
+
+
+def error_of(answer: Answer) -> PenstockError:
+    """The error that an answer of status 400 or above tells of."""
+    problem = _object_or_none(answer.body)
+    if problem is None or "code" not in problem:
+        if answer.status in (502, 503, 504):
+            return ServerUnreachable(f"the server answered {answer.status} and no reason", status=answer.status)
+        return PenstockError(f"the server answered {answer.status} and no reason", status=answer.status)
+    kind = _ERRORS.get(str(problem["code"]), PenstockError)
+    details = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
+    return kind(str(problem.get("detail") or problem.get("title") or "") or None, **details)
+
+
+def _object_or_none(body: bytes) -> Json | None:
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return cast("Json", decoded) if isinstance(decoded, dict) else None
+
+
+class Calls:
+    """The operations of one client.
+
+    A read waits until the read model has folded every write that this client made before it.
+
+    Args:
+        server: where the API is, only to say so in errors.
+        patience_ms: how long all pauses of one call may be together before its error is raised.
+    """
+
+    def __init__(self, server: str, patience_ms: int = 10_000) -> None:
+        self.server = server
+        self.patience_ms = patience_ms
+        self._written: dict[int, Position] = {}
+
+    # Writing
+
+    def enqueue(self, job_type: str, payload: Any, options: Mapping[str, Any]) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.enqueue`."""
+        fields = request_fields(job_type, payload, options)
+        fields.setdefault("id", new_id())
+        return (yield from self._ask(Call("POST", f"{API}/jobs", body=msgspec.json.encode(fields))))
+
+    def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> Generator[Any, Any, BulkResult]:
+        """See :meth:`penstock.client.http.Client.enqueue_many`."""
+        result = BulkResult()
+        for body in bulk_bodies(requests):
+            answer = yield from self._ask(Call("POST", f"{API}/jobs/bulk", body=body, content_type=NDJSON_TYPE))
+            result.accepted += answer["accepted"]
+            result.rejected += answer["rejected"]
+            result.items.extend(answer["items"])
+        return result
+
+    def cancel(self, job_id: str, reason: str) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.cancel`."""
+        # The id of the wish is made here, so that a repeat of the call is the same wish.
+        body = msgspec.json.encode({"id": new_id(), "reason": reason})
+        return (yield from self._ask(Call("POST", f"{_job_path(job_id)}/cancel", body=body)))
+
+    def retry(self, job_id: str, attempts: int) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.retry`."""
+        body = msgspec.json.encode({"id": new_id(), "attempts": attempts})
+        return (yield from self._ask(Call("POST", f"{_job_path(job_id)}/retry", body=body)))
+
+    # Reading
+
+    def get(self, job_id: str) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.get`."""
+        return (yield from self._read(_job_path(job_id)))
+
+    def history_page(self, job_id: str, cursor: str = "") -> Generator[Any, Any, Json]:
+        """One page of a job's history."""
+        return (yield from self._read(f"{_job_path(job_id)}/history", cursor=cursor))
+
+    def jobs_page(self, cursor: str = "", limit: int = PAGE_JOBS, **filters: str) -> Generator[Any, Any, Json]:
+        """One page of jobs, newest first."""
+        return (yield from self._read(f"{API}/jobs", cursor=cursor, limit=str(limit), **filters))
+
+    def history(self, job_id: str) -> Generator[Any, Any, list[Json]]:
+        """See :meth:`penstock.client.http.Client.history`."""
+        items: list[Json] = []
+        cursor = ""
+        while True:
+            page = yield from self.history_page(job_id, cursor)
+            items.extend(page["items"])
+            cursor = page.get("next_cursor") or ""
+            if not cursor:
+                return items
+
+    def resource(self, name: str, **params: str) -> Generator[Any, Any, Any]:
+        """What ``GET /api/v1/<name>`` answers."""
+        return (yield from self._read(f"{API}/{name}", **params))
+
+    def wait(self, job_id: str, timeout_ms: int) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.wait`."""
+        waited_ms, pause_ms = 0, POLL_MS[0]
+        while True:
+            job = yield from self.get(job_id)
+            if job["state"] in TERMINAL:
+                return job
+            if waited_ms >= timeout_ms:
+                raise TimeoutError(f"job {job_id} is {job['state']} after {timeout_ms / 1000:g} s")
+            pause_ms = min(pause_ms, timeout_ms - waited_ms)
+            yield Pause(pause_ms)
+            waited_ms += pause_ms
+            pause_ms = min(2 * pause_ms, POLL_MS[1])
+
+    # One call
+
+    def _read(self, path: str, **params: str) -> Generator[Any, Any, Any]:
+        headers = ((POSITION_HEADER, token(self._written.values())),) if self._written else ()
+        given = tuple((name, value) for name, value in params.items() if value)
+        return (yield from self._ask(Call("GET", path, given, headers=headers)))
+
+    def _ask(self, call: Call) -> Generator[Any, Any, Any]:
+        answer = yield from self.answered(call)
+        if answer.status >= 400:
+            raise error_of(answer)
+        if call.method != "GET":
+            self._remember(answer.headers.get(POSITION_HEADER, ""))
+        try:
+            return msgspec.json.decode(answer.body) if answer.body else None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PenstockError(f"{self.server} answered what is not JSON: is it a Penstock server?") from error
+
+    def answered(self, call: Call) -> Generator[Any, Any, Answer]:
+        """The answer to a call, repeated while the server is not there for it.
+
+        Raises:
+            ServerUnreachable: nothing answered within the client's patience.
+        """
+        paused_ms, backoff_ms = 0, FIRST_PAUSE_MS
+        while True:
+            answer = cast("Answer", (yield call))
+            if not answer.unreached and answer.status != 503:
+                return answer
+            pause_ms = max(backoff_ms, _retry_after_ms(answer))
+            if paused_ms + pause_ms > self.patience_ms:
+                if answer.unreached:
+                    raise ServerUnreachable(
+                        f"{self.server} does not answer: {answer.unreached}", server=self.server
+                    )
+                return answer
+            yield Pause(pause_ms)
+            paused_ms += pause_ms
+            backoff_ms = min(2 * backoff_ms, LONGEST_PAUSE_MS)
+
+    def _remember(self, text: str) -> None:
+        if not text:
+            return
+        try:
+            for partition, position in parse_token(text).items():
+                self._written[partition] = max(position, self._written.get(partition, position))
+        except InvalidCursor:
+            return
+
+
+def _job_path(job_id: str) -> str:
+    # A dot segment or an empty name would lead to another resource than a job.
+    if job_id in ("", ".", ".."):
+        raise JobNotFound(f"{job_id!r} is not a job id")
+    return f"{API}/jobs/{quote(job_id, safe='~:')}"
+
+
+def _retry_after_ms(answer: Answer) -> int:
+    text = answer.headers.get("retry-after", "")
+    return min(int(text), 3_600) * 1_000 if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def bulk_bodies(requests: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """NDJSON bodies of bounded size, each request with an id of its own."""
+    lines: list[bytes] = []
+    size_bytes = 0
+    for request in requests:
+        rest = {name: value for name, value in request.items() if name not in ("type", "payload")}
+        fields = request_fields(str(request.get("type", "")), request.get("payload"), rest)
+        fields.setdefault("id", new_id())
+        line = msgspec.json.encode(fields)
+        if lines and (len(lines) >= BULK_LINES or size_bytes + len(line) >= BULK_BYTES):
+            yield b"\n".join(lines)
+            lines, size_bytes = [], 0
+        lines.append(line)
+        size_bytes += len(line) + 1
+    if lines:
+        yield b"\n".join(lines)

@@ -1,0 +1,245 @@
+"""What a producer asks for, whichever way it goes: one request shape, its hash, and the event it becomes.
+
+The API decodes bodies into :class:`JobRequest`, clients build them with :func:`request_fields`, and both the API and
+:class:`~penstock.client.producer.LogProducer` turn them into the same ``Enqueued`` with :func:`enqueued_event`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Annotated, Any, TypedDict, cast
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from penstock.schemas.codec import check_utf8, depth_of
+from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, Undecodable
+from penstock.schemas.events import NULL, Backoff, DurationMs, Enqueued, JobId, Name, Priority, Short
+from penstock.schemas.limits import (
+    DEFAULT_PAYLOAD_BYTES,
+    MAX_DEPTH,
+    MAX_METADATA_BYTES,
+    MAX_TAGS,
+    MAX_TIME_MS,
+)
+
+NOT_HASHED = ("id", "trace", "at")
+"""Fields that two sendings of one request may differ in."""
+
+_NAMED_FIELD = re.compile(r"field `([^`]*)`")
+_canonical = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder().encode
+_DEFAULT_BACKOFF = Backoff()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Moment = Annotated[datetime, Meta(tz=True)]
+Attempts = Annotated[int, Meta(ge=1, le=1_000)]
+
+
+class JobOptions(TypedDict, total=False):
+    """Everything a producer may say about a job besides its type and payload.
+
+    ``run_at`` and ``expires_at`` are aware datetimes or RFC 3339 text; ``_ms`` fields are milliseconds.
+    """
+
+    id: str
+    queue: str
+    pool: str
+    priority: Priority
+    tags: Sequence[str]
+    metadata: Mapping[str, Any]
+    run_at: datetime | str
+    delay_ms: int
+    timeout_ms: int
+    expires_at: datetime | str
+    max_attempts: int
+    backoff: Backoff | Mapping[str, Any]
+
+
+class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
+    """A job's backoff as a producer writes it; fields not given have :class:`Backoff`'s defaults."""
+
+
+class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/v1/jobs``, one line of a bulk call, and what a producer on the log takes.
+
+    A field that is null is as one not given.
+    """
+
+    type: Name
+    payload: Any = None
+    id: JobId | None = None
+    queue: Name | None = None
+    pool: Name | None = None
+    priority: Priority | None = None
+    tags: Annotated[tuple[Name, ...], Meta(max_length=MAX_TAGS)] | None = None
+    metadata: dict[str, Any] | None = None
+    run_at: Moment | None = None
+    delay_ms: DurationMs | None = None
+    timeout_ms: DurationMs | None = None
+    expires_at: Moment | None = None
+    max_attempts: Attempts | None = None
+    backoff: BackoffRequest | None = None
+    trace: Short | None = None
+
+
+def request_hash(fields: Mapping[str, Any]) -> str:
+    """SHA-256 (first 32 hex digits) of a request as sent, before defaults: canonical JSON, keys sorted.
+
+    ``id``, ``trace`` and ``at`` do not count: an id that the server made is sent back by a client that retries.
+    """
+    counted = {name: value for name, value in fields.items() if name not in NOT_HASHED}
+    return sha256(_canonical(counted)).hexdigest()[:32]
+
+
+def decode_request(body: bytes) -> tuple[JobRequest, str]:
+    """A request and its hash from one JSON object.
+
+    Raises:
+        MalformedJson: not UTF-8, not JSON, or nested too deep.
+        InvalidField: an unknown field or a value that is not allowed; ``details["field"]`` names it.
+    """
+    if not body.isascii():
+        try:
+            check_utf8(body)
+        except Undecodable as error:
+            raise MalformedJson(f"the body is {error.message}") from error
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and depth_of(body) > MAX_DEPTH:
+        raise MalformedJson(f"the body is nested deeper than {MAX_DEPTH}")
+    try:
+        fields = msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+    except msgspec.DecodeError as error:
+        raise MalformedJson(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedJson("the body is nested too deep") from error
+    return request_from(fields)
+
+
+def request_from(fields: Any) -> tuple[JobRequest, str]:
+    """A request and its hash from decoded JSON.
+
+    Raises:
+        InvalidField: as for :func:`decode_request`.
+    """
+    if not isinstance(fields, dict):
+        raise InvalidField("a job is a JSON object", field="$")
+    try:
+        request = msgspec.convert(fields, JobRequest)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+    return request, request_hash(cast("dict[str, Any]", fields))
+
+
+def invalid_field(error: msgspec.ValidationError) -> InvalidField:
+    """What msgspec says about a value, with the field in ``details["field"]``."""
+    reason, _, path = str(error).partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").lstrip(".")
+    # An unknown or missing field is named in the reason; the path then leads to the object around it.
+    named = _NAMED_FIELD.search(reason)
+    if named is not None:
+        return InvalidField(reason, field=f"{field}.{named[1]}" if field else named[1])
+    return InvalidField(f"{field}: {reason}" if field else reason, field=field or "$")
+
+
+def enqueued_event(
+    request: JobRequest,
+    *,
+    job_id: str,
+    hashed: str,
+    at_ms: int,
+    tenant: str = "default",
+    actor: str = "",
+    trace: str = "",
+    max_payload_bytes: int = DEFAULT_PAYLOAD_BYTES,
+) -> Enqueued:
+    """The event that a request becomes. ``hashed`` is its :func:`request_hash`, ``at_ms`` the producer's clock.
+
+    Raises:
+        TooLarge: the payload or the metadata has more bytes than allowed.
+        InvalidField: a time lies outside the years 1970 to 9999.
+    """
+    return Enqueued(
+        id=f"enq.{job_id}",
+        job=job_id,
+        tenant=tenant,
+        actor=actor,
+        trace=request.trace or trace,
+        at=at_ms,
+        job_type=request.type,
+        queue=request.queue or "default",
+        pool=request.pool or "default",
+        priority=request.priority or "normal",
+        payload=_body("payload", request.payload, max_payload_bytes),
+        tags=request.tags or (),
+        metadata=_body("metadata", request.metadata, MAX_METADATA_BYTES),
+        run_at=_time_ms("run_at", request.run_at),
+        delay_ms=request.delay_ms or 0,
+        timeout_ms=request.timeout_ms or 0,
+        expires_at=_time_ms("expires_at", request.expires_at),
+        max_attempts=request.max_attempts or 5,
+        backoff=request.backoff or _DEFAULT_BACKOFF,
+        request_hash=hashed,
+    )
+
+
+def _body(field: str, value: Any, most_bytes: int) -> Raw:
+    # Encoded anew, so that a pretty-printed payload brings no newline into the line.
+    if value is None:
+        return NULL
+    raw = _encode(value)
+    if len(raw) > most_bytes:
+        raise TooLarge(f"{field} has {len(raw)} bytes, at most {most_bytes} are allowed", field=field)
+    return Raw(raw)
+
+
+def _time_ms(field: str, moment: datetime | None) -> int:
+    if moment is None:
+        return 0
+    time_ms = round((moment - _EPOCH).total_seconds() * 1_000)
+    if not 0 <= time_ms <= MAX_TIME_MS:
+        raise InvalidField(f"{field} lies outside the years 1970 to 9999", field=field)
+    return time_ms
+
+
+def request_fields(
+    job_type: str, payload: Any = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A request as plain JSON values, with only the fields that were given.
+
+    The payload may be anything JSON can say, or a dataclass, msgspec struct or pydantic model.
+
+    Raises:
+        InvalidField: an option that does not exist or a value that JSON cannot say.
+    """
+    fields: dict[str, Any] = {"type": job_type}
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    unknown = sorted(given.keys() - JobOptions.__annotations__.keys())
+    if unknown:
+        raise InvalidField(f"unknown option {unknown[0]!r}", field=unknown[0])
+    if payload is not None:
+        given["payload"] = payload
+    for name, value in given.items():
+        try:
+            fields[name] = msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidField(f"{name}: {error}", field=name) from error
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    if isinstance(value, Sequence):
+        return list(cast("Sequence[Any]", value))
+    raise TypeError(f"JSON has nothing for a {type(value).__name__}")

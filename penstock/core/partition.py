@@ -1,0 +1,335 @@
+"""Folding one partition of the jobs log: from raw records to the state of its jobs, and the digest that proves it.
+
+:class:`PartitionFold` is what everybody runs: orchestrators to decide, projections to answer, ``verify`` to compare. It
+reads nothing but the partition's own lines and its own rows. Rows are bytes under bytes, so that the digest (the sum, mod
+2^256, of SHA-256 over every row) is the same in every folder at the same offset, however the lines were batched.
+
+Rows: ``p`` the partition itself; ``j`` + job key, a :class:`~penstock.core.job.Job`; ``m`` + position, a line that belongs
+to another partition and waits to be forwarded; ``q`` + position, a line that could not be decoded.
+
+How a line goes: decode (else quarantined) → rules in force → leader's epoch → right partition (else misrouted) →
+:func:`penstock.core.job.apply`. One refused line never stops what is behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Literal, cast
+
+import msgspec
+
+from penstock.core.job import Applied, Job, Place, apply
+from penstock.schemas import events as ev
+from penstock.schemas.codec import decode_line, split
+from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
+from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.position import pack, parse
+
+FOLD_VERSION = 1
+"""Version of the rows' encoding. A store written by another is thrown away and folded anew."""
+
+RULES: Mapping[int, frozenset[str]] = {
+    1: frozenset(
+        {
+            "Enqueued", "Due", "Leased", "Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired",
+            "CancelRequested", "Cancelled", "RetryRequested", "DeadLettered", "Expired", "Forgotten",
+            "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated",
+        }
+    )
+}  # fmt: skip
+"""Event types in force, by rules version. A line of another type is refused until its version is activated."""
+
+STATE_KEY = b"p"
+DIGEST_MODULUS = 1 << 256
+
+LineOutcome = Literal[
+    "applied", "duplicate", "stale", "illegal", "conflict", "too_late", "too_early", "unknown_job", "misrouted", "quarantined"
+]
+
+
+class PartitionState(msgspec.Struct, array_like=True):
+    """What the fold knows of the partition as a whole."""
+
+    epoch: int = -1
+    leader: str = ""
+    incarnation: str = ""
+    rules: int = 1
+    time_ms: int = 0
+    """Time of the last record that the log itself stamped."""
+    config_position: int = -1
+    origins: dict[int, int] = {}
+    """Highest forwarded position by source partition."""
+    accepted: int = 0
+    refused: int = 0
+    unknown_jobs: int = 0
+    quarantined: int = 0
+    misrouted: int = 0
+
+
+class Quarantined(msgspec.Struct, array_like=True, frozen=True):
+    """A line that could not be decoded: why, and the SHA-256 and size in bytes of what stood there."""
+
+    reason: str
+    sha256: bytes
+    size_bytes: int
+
+
+class Folded(msgspec.Struct, gc=False):
+    """One line after folding: what it was, what became of it, and its job before and after."""
+
+    position: int
+    time_ms: int
+    line: bytes
+    event: ev.AnyEvent | None
+    outcome: LineOutcome
+    reason: str = ""
+    before: Job | None = None
+    after: Job | None = None
+    key: str = ""
+
+
+class Changes(msgspec.Struct):
+    """Rows to write: None deletes. ``digest`` is the state digest once they are written."""
+
+    rows: list[tuple[bytes, bytes | None]]
+    digest: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_job = msgspec.msgpack.Decoder(Job).decode
+_decode_state = msgspec.msgpack.Decoder(PartitionState).decode
+_decode_quarantined = msgspec.msgpack.Decoder(Quarantined).decode
+
+Row = Job | PartitionState | Quarantined | bytes | None
+
+
+def job_row_key(key: str) -> bytes:
+    return b"j" + key.encode()
+
+
+def position_row_key(prefix: bytes, position: int) -> bytes:
+    return prefix + position.to_bytes(8, "big")
+
+
+def row_digest(key: bytes, value: bytes) -> int:
+    """A row's share of the state digest."""
+    return int.from_bytes(sha256(len(key).to_bytes(4, "big") + key + value).digest(), "big")
+
+
+def decode_job_row(data: bytes) -> Job:
+    return _decode_job(data)
+
+
+def decode_quarantined_row(data: bytes) -> Quarantined:
+    return _decode_quarantined(data)
+
+
+class PartitionFold:
+    """Folds the records of one partition in order. Not thread-safe; owns no disk.
+
+    Args:
+        partition: number of the partition, below ``partitions``.
+        partitions: how many the jobs topic has.
+        read: the stored value of a row key, as of the last changes taken; None where there is none.
+        digest: the digest of the stored rows.
+    """
+
+    def __init__(
+        self, partition: int, partitions: int, read: Callable[[bytes], bytes | None], digest: int = 0
+    ) -> None:
+        self.partition = partition
+        self.partitions = partitions
+        self._read = read
+        self._digest = digest
+        self._stored: dict[bytes, bytes | None] = {}
+        self._touched: dict[bytes, Row] = {}
+        stored = read(STATE_KEY)
+        self.state = PartitionState() if stored is None else _decode_state(stored)
+        self._stored_state = stored
+
+    # Reading
+
+    def job(self, key: str) -> Job | None:
+        """The job as of the last folded line."""
+        row = job_row_key(key)
+        if row in self._touched:
+            return cast("Job | None", self._touched[row])
+        data = self._read(row)
+        return None if data is None else _decode_job(data)
+
+    # Folding
+
+    def fold(self, offset: int, time_ms: int, append_time: bool, value: bytes) -> list[Folded]:
+        """Fold one record; one result a line that is not blank.
+
+        Raises:
+            UnknownRules: the record activates rules that this version does not have.
+        """
+        if append_time:
+            self.state.time_ms = time_ms
+        else:
+            time_ms = self.state.time_ms
+        results: list[Folded] = []
+        for number, line in enumerate(split(value)):
+            if line and not line.isspace():
+                results.append(self._line(pack(offset, number), time_ms, line))
+        return results
+
+    def _line(self, position: int, time_ms: int, line: bytes) -> Folded:
+        try:
+            event = decode_line(line)
+        except Undecodable as error:
+            self.state.quarantined += 1
+            row = position_row_key(b"q", position)
+            self._touch(row, Quarantined(error.reason, sha256(line).digest(), len(line)))
+            return Folded(position, time_ms, line, None, "quarantined", f"{error.reason}: {error.message}")
+        folded = Folded(position, time_ms, line, event, "illegal")
+        self._decide(event, folded)
+        if folded.outcome == "applied":
+            self.state.accepted += 1
+        else:
+            self.state.refused += 1
+        return folded
+
+    def _decide(self, event: ev.AnyEvent, folded: Folded) -> None:
+        kind = type(event).__name__
+        if kind not in RULES[self.state.rules]:
+            folded.reason = f"{kind} is not in force under rules {self.state.rules}"
+        elif not event.id and kind != "Enqueued":
+            folded.reason = "the event has no id"
+        elif event.leader_only and event.epoch != self.state.epoch:
+            folded.outcome, folded.reason = "stale", "written by one that does not lead"
+        elif isinstance(event, ev.JobEvent):
+            self._job_event(event, folded)
+        else:
+            self._partition_event(event, folded)
+
+    def _job_event(self, event: ev.AnyEvent, folded: Folded) -> None:
+        key = folded.key = job_key(event.tenant, event.job)
+        row = b"j" + key.encode()
+        if row in self._touched:
+            before = cast("Job | None", self._touched[row])
+        else:
+            data = self._stored[row] = self._read(row)
+            before = None if data is None else _decode_job(data)
+        if before is None and self._elsewhere(event, folded):
+            return
+        if event.origin and not self._first_copy(event.origin, folded):
+            return
+        folded.before = folded.after = before
+        decision = apply(before, event, Place(folded.position, folded.time_ms))
+        folded.outcome = decision.outcome
+        if isinstance(decision, Applied):
+            folded.after = self._touched[row] = decision.job
+            return
+        folded.reason = decision.reason
+        if decision.job is not None:
+            folded.after = self._touched[row] = decision.job
+        elif decision.outcome == "unknown_job":
+            self.state.unknown_jobs += 1
+
+    def _elsewhere(self, event: ev.AnyEvent, folded: Folded) -> bool:
+        """Whether the line belongs to another partition; then it is kept to be forwarded, if it may be."""
+        target = partition_of(event.job, self.partitions)
+        if target == self.partition:
+            return False
+        if event.leader_only or event.origin:
+            folded.reason = f"belongs to partition {target}, and such a line is never forwarded"
+            return True
+        folded.outcome, folded.reason = "misrouted", f"belongs to partition {target}"
+        self.state.misrouted += 1
+        self._touch(position_row_key(b"m", folded.position), folded.line)
+        return True
+
+    def _first_copy(self, origin: str, folded: Folded) -> bool:
+        try:
+            source = parse(origin)
+        except InvalidCursor:
+            folded.reason = "origin is not a position"
+            return False
+        if source.packed <= self.state.origins.get(source.partition, -1):
+            folded.outcome, folded.reason = "duplicate", "already forwarded"
+            return False
+        self.state.origins = {**self.state.origins, source.partition: source.packed}
+        return True
+
+    def _partition_event(self, event: ev.AnyEvent, folded: Folded) -> None:
+        state = self.state
+        match event:
+            case ev.LeaderAnnounced():
+                if event.supersedes != state.epoch:
+                    folded.outcome, folded.reason = "stale", "the epoch to supersede is another"
+                    return
+                state.epoch = folded.position
+                state.leader, state.incarnation = event.orchestrator, event.incarnation
+            case ev.Configured():
+                if event.previous != state.config_position or event.control_position <= event.previous:
+                    folded.outcome, folded.reason = "stale", "configuration is copied in order, without gaps"
+                    return
+                state.config_position = event.control_position
+            case ev.Forwarded():
+                row = position_row_key(b"m", event.line_position)
+                if self._touch_stored(row) is None:
+                    folded.outcome, folded.reason = "duplicate", "nothing waits to be forwarded from there"
+                    return
+                self._touched[row] = None
+                state.misrouted -= 1
+            case ev.RulesActivated():
+                if event.version != state.rules + 1:
+                    folded.outcome, folded.reason = "stale", "rules are activated one by one"
+                    return
+                if event.version not in RULES:
+                    raise UnknownRules(f"the log activates rules {event.version}; this version knows {max(RULES)}")
+                state.rules = event.version
+            case _:
+                folded.reason = "not an event of a partition"
+                return
+        folded.outcome = "applied"
+
+    # Changes
+
+    def _touch(self, row: bytes, value: Row) -> None:
+        self._touch_stored(row)
+        self._touched[row] = value
+
+    def _touch_stored(self, row: bytes) -> Row:
+        if row in self._touched:
+            return self._touched[row]
+        data = self._stored[row] = self._read(row)
+        return data
+
+    @property
+    def touched(self) -> int:
+        """How many rows have changed since changes were last taken."""
+        return len(self._touched)
+
+    def touched_jobs(self) -> Iterable[tuple[str, Job | None]]:
+        """Keys and states of the jobs changed since changes were last taken."""
+        for row, value in self._touched.items():
+            if row[:1] == b"j":
+                yield row[1:].decode(), cast("Job | None", value)
+
+    def take_changes(self) -> Changes:
+        """The rows changed since the last call, each once, with the digest they lead to. The caller must store them."""
+        rows: list[tuple[bytes, bytes | None]] = []
+        digest = self._digest
+        for row, value in self._touched.items():
+            encoded = value if value is None or isinstance(value, bytes) else _encode(cast(Any, value))
+            before = self._stored.get(row)
+            if before == encoded:
+                continue
+            digest += (0 if encoded is None else row_digest(row, encoded)) - (
+                0 if before is None else row_digest(row, before)
+            )
+            rows.append((row, encoded))
+        state = _encode(self.state)
+        if state != self._stored_state:
+            digest += row_digest(STATE_KEY, state)
+            digest -= 0 if self._stored_state is None else row_digest(STATE_KEY, self._stored_state)
+            rows.append((STATE_KEY, state))
+            self._stored_state = state
+        self._digest = digest % DIGEST_MODULUS
+        self._stored.clear()
+        self._touched.clear()
+        return Changes(rows, self._digest)

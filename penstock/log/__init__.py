@@ -1,0 +1,1 @@
+"""The log port, and the logs behind it: memory, embedded, Kafka."""

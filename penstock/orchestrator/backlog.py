@@ -1,0 +1,124 @@
+"""Ready jobs of one led partition, in order, by lane.
+
+Memory holds a window of each lane; what is beyond stays in the store and is read when the window runs low. A million waiting
+jobs therefore cost no more memory than ten thousand. A job that leaves the backlog otherwise than by being taken (cancelled,
+expired) is only marked, and dropped when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from penstock.core.job import Job
+from penstock.orchestrator.rows import Index, Lane, lane_of
+
+WINDOW = 8_192
+"""Jobs of a lane held in memory at most; beyond, new ones wait in the store."""
+
+REFILL_BELOW = 1_024
+
+
+class _Window:
+    """The head of a lane. ``rest_from``: from this order on jobs are only in the store; None when all are here."""
+
+    __slots__ = ("entries", "rest_from")
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[int, str]] = deque()
+        self.rest_from: int | None = None
+
+
+class Backlog:
+    """The ready jobs of one partition.
+
+    Args:
+        index: committed rows and counts of the partition.
+        commit: makes the index complete up to the last folded line.
+        job: the job of a key as of the last folded line.
+    """
+
+    def __init__(self, index: Index, commit: Callable[[], None], job: Callable[[str], Job | None]) -> None:
+        self._index = index
+        self._commit = commit
+        self._job = job
+        self._windows: dict[Lane, _Window] = {}
+        self._turn = 0
+
+    def load(self) -> None:
+        """Begin from the store. What was folded must be committed."""
+        for lane in self._index.ready:
+            window = self._windows[lane] = _Window()
+            window.rest_from = 0
+            self._refill(lane, window)
+
+    def push(self, job: Job, position: int) -> None:
+        """A job has become ready, by the line at ``position``."""
+        lane = lane_of(job)
+        window = self._windows.get(lane)
+        if window is None:
+            window = self._windows[lane] = _Window()
+        if job.order != position:
+            window.entries.appendleft((job.order, job.key))
+        elif window.rest_from is not None:
+            return
+        elif len(window.entries) >= WINDOW:
+            window.rest_from = job.order
+        else:
+            window.entries.append((job.order, job.key))
+
+    def put_back(self, job: Job) -> None:
+        """A job that was taken is still ready after all."""
+        window = self._windows.setdefault(lane_of(job), _Window())
+        window.entries.appendleft((job.order, job.key))
+
+    def lanes(self, rank: int) -> list[Lane]:
+        """Lanes of one urgency that have jobs to give."""
+        return [lane for lane, window in self._windows.items() if lane.rank == rank and self._has(window)]
+
+    @staticmethod
+    def _has(window: _Window) -> bool:
+        return bool(window.entries) or window.rest_from is not None
+
+    @property
+    def empty(self) -> bool:
+        return not any(map(self._has, self._windows.values()))
+
+    def take(self, lanes: list[Lane], limit: int, taken: Callable[[str], bool]) -> list[Job]:
+        """Up to ``limit`` jobs, by turns from each lane. ``taken`` tells of a key that is already proposed."""
+        found: list[Job] = []
+        queue = deque(lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)]) if lanes else deque[Lane]()
+        self._turn += 1
+        share = max(1, -(-limit // max(1, len(lanes))))
+        while queue and len(found) < limit:
+            lane = queue.popleft()
+            got = self._take_from(lane, min(share, limit - len(found)), taken)
+            if got:
+                found.extend(got)
+                queue.append(lane)
+        return found
+
+    def _take_from(self, lane: Lane, limit: int, taken: Callable[[str], bool]) -> list[Job]:
+        window = self._windows[lane]
+        found: list[Job] = []
+        while len(found) < limit:
+            if window.rest_from is not None and len(window.entries) < REFILL_BELOW:
+                self._refill(lane, window)
+            if not window.entries:
+                break
+            order, key = window.entries.popleft()
+            if taken(key):
+                continue
+            job = self._job(key)
+            if job is not None and job.state == "ready" and job.order == order and lane_of(job) == lane:
+                found.append(job)
+        if not self._has(window) and not window.entries:
+            del self._windows[lane]
+        return found
+
+    def _refill(self, lane: Lane, window: _Window) -> None:
+        self._commit()
+        start = window.rest_from or 0
+        rows = list(self._index.ready_after(lane, start, WINDOW))
+        window.entries.extend(rows)
+        window.rest_from = rows[-1][0] + 1 if len(rows) == WINDOW else None

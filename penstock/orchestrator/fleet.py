@@ -1,0 +1,146 @@
+"""The workers that an orchestrator hears, and how many more jobs each may be given.
+
+A *session* is one worker as reached one way: directly, or through a gateway's incarnation (``via``). Its credits are the most
+leases that this orchestrator may let it hold at once; proposed leases count as held from the moment they are decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from penstock.orchestrator.rows import Lane
+from penstock.schemas.messages import Heartbeat
+
+SILENT_MS = 10_000
+"""A session not heard for so long gets no new jobs."""
+
+FORGET_MS = 120_000
+
+URGENT_RANKS = 2
+"""Critical and high."""
+
+SessionKey = tuple[str, str]
+LeaseKey = tuple[int, str]
+
+
+class Session:
+    """One worker as reached one way."""
+
+    __slots__ = (
+        "busy", "concurrency", "credits", "heard_ms", "host", "incarnation", "key", "lease_ms", "leases", "leaving",
+        "pool", "proposed", "route", "seq", "types", "version",
+    )  # fmt: skip
+
+    def __init__(self, key: SessionKey) -> None:
+        self.key = key
+        self.incarnation = ""
+        self.route = 0
+        self.pool = "default"
+        self.types: frozenset[str] = frozenset()
+        self.concurrency = 1
+        self.credits = 0
+        self.seq = -1
+        self.lease_ms = 30_000
+        self.heard_ms = 0
+        self.leaving = False
+        self.busy = 0
+        self.leases: dict[LeaseKey, None] = {}
+        """Accepted leases, by partition and job key, oldest first."""
+        self.proposed = 0
+
+    @property
+    def worker(self) -> str:
+        return self.key[0]
+
+    @property
+    def via(self) -> str:
+        return self.key[1]
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.leases) + self.proposed
+
+    def room(self, rank: int) -> int:
+        """How many more jobs of this urgency it may be given now.
+
+        Urgent ones may exceed the credits of a worker that prefetches, which gives back what it has not started.
+        """
+        if self.leaving or self.credits == 0:
+            return 0
+        extra = min(self.concurrency, max(0, self.credits - self.concurrency)) if rank < URGENT_RANKS else 0
+        return max(0, self.credits + extra - self.outstanding)
+
+    def close_surplus(self) -> None:
+        """It gave a job back for want of room: no more until it says so anew."""
+        self.credits = min(self.credits, self.outstanding)
+
+    def takes(self, lane: Lane) -> bool:
+        return lane.pool == self.pool and lane.job_type in self.types
+
+
+class Fleet:
+    """Every session heard of. ``incarnation`` is that of the orchestrator whose credits count."""
+
+    def __init__(self, incarnation: str) -> None:
+        self._incarnation = incarnation
+        self._sessions: dict[SessionKey, Session] = {}
+        self._newest: dict[str, str] = {}
+
+    def __iter__(self) -> Iterable[Session]:  # type: ignore[override]  # iterating is all that is meant
+        return iter(self._sessions.values())
+
+    def session(self, worker: str, via: str) -> Session:
+        """The session, made if it is not known yet (a lease may outlive what is known of its holder)."""
+        key = (worker, via)
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = Session(key)
+        return session
+
+    def hear(self, beat: Heartbeat, now_ms: int) -> Session | None:
+        """Take a heartbeat; None if it is late news: of an older incarnation, or older than what is known."""
+        newest = self._newest.get(beat.worker, "")
+        if beat.incarnation < newest:
+            return None
+        session = self.session(beat.worker, beat.via)
+        if beat.incarnation == session.incarnation and beat.seq <= session.seq:
+            return None
+        self._newest[beat.worker] = beat.incarnation
+        session.incarnation, session.seq = beat.incarnation, beat.seq
+        session.route, session.pool = beat.route, beat.pool
+        if len(session.types) != len(beat.types) or session.types != frozenset(beat.types):
+            session.types = frozenset(beat.types)
+        session.concurrency, session.busy = beat.concurrency, beat.busy
+        session.credits = beat.credits.get(self._incarnation, 0)
+        session.lease_ms = max(1_000, beat.lease_ms)
+        session.leaving = beat.leaving
+        session.heard_ms = now_ms
+        return session
+
+    def superseded(self, worker: str) -> list[Session]:
+        """Sessions of older incarnations of a worker that still hold something."""
+        newest = self._newest.get(worker, "")
+        return [
+            session
+            for session in self._sessions.values()
+            if session.worker == worker and session.incarnation < newest and session.outstanding
+        ]
+
+    def newest(self, worker: str) -> str:
+        """The newest incarnation heard of a worker; empty if none gave one."""
+        return self._newest.get(worker, "")
+
+    def rest(self, now_ms: int) -> None:
+        """Stop giving to the silent, and forget those who are gone."""
+        for session in list(self._sessions.values()):
+            silent_ms = now_ms - session.heard_ms
+            if silent_ms > SILENT_MS:
+                session.credits = 0
+            if (silent_ms > FORGET_MS or session.leaving) and not session.outstanding:
+                del self._sessions[session.key]
+
+    def with_room(self, rank: int) -> list[Session]:
+        """Sessions that may be given more, those with the most room first."""
+        found = [session for session in self._sessions.values() if session.room(rank)]
+        found.sort(key=lambda session: (-session.room(rank), session.key))
+        return found

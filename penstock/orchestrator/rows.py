@@ -1,0 +1,138 @@
+"""What a leader must find again after a restart: rows derived from each job, written in the batch that writes the job.
+
+Family ``backlog``: ``r`` + lane + order → job key (ready jobs), ``a`` + job key (leased jobs), ``d`` + job key (dead jobs whose
+record is still owed), ``c`` → ready jobs by lane. Family ``timers``: time + kind + job key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from penstock.core.job import WAITING, Job
+from penstock.core.partition import Folded
+from penstock.log.kv import Batch, KeyValueStore
+from penstock.schemas.events import PRIORITIES
+
+BACKLOG = "backlog"
+TIMERS = "timers"
+FAMILIES = (BACKLOG, TIMERS)
+
+READY, ACTIVE, DEAD, COUNTS = b"r", b"a", b"d", b"c"
+DUE, EXPIRY = b"d", b"x"
+
+RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+
+_encode = msgspec.msgpack.Encoder().encode
+_Row = tuple[str, bytes, bytes]
+
+
+class Lane(NamedTuple):
+    """Ready jobs that are alike to a dispatcher. ``rank`` 0 is the most urgent."""
+
+    pool: str
+    rank: int
+    queue: str
+    job_type: str
+
+    @property
+    def prefix(self) -> bytes:
+        return b"%s%s\0%c%s\0%s\0" % (
+            READY, self.pool.encode(), self.rank, self.queue.encode(), self.job_type.encode()
+        )  # fmt: skip
+
+
+def lane_of(job: Job) -> Lane:
+    return Lane(job.pool, RANK[job.priority], job.queue, job.job_type)
+
+
+def rows_of(job: Job | None) -> tuple[_Row, ...]:
+    """The rows a job must have: family, key, value."""
+    if job is None:
+        return ()
+    key = job.key.encode()
+    rows: list[_Row] = []
+    if job.state == "ready":
+        rows.append((BACKLOG, lane_of(job).prefix + job.order.to_bytes(8, "big"), key))
+    elif job.state == "active":
+        rows.append((BACKLOG, ACTIVE + key, b""))
+    elif job.state == "dead" and not job.dead_lettered:
+        rows.append((BACKLOG, DEAD + key, b""))
+    elif job.state in ("scheduled", "retrying"):
+        rows.append((TIMERS, timer_key(job.due_at_ms, DUE, key), b""))
+    if job.expires_at_ms and job.state in WAITING:
+        rows.append((TIMERS, timer_key(job.expires_at_ms, EXPIRY, key), b""))
+    return tuple(rows)
+
+
+def timer_key(time_ms: int, kind: bytes, key: bytes) -> bytes:
+    return time_ms.to_bytes(8, "big") + kind + key
+
+
+class Index:
+    """Keeps the rows of one partition in step with its fold, and counts ready jobs by lane."""
+
+    def __init__(self, kv: KeyValueStore) -> None:
+        self._kv = kv
+        self._changed: dict[str, tuple[Job | None, Job | None]] = {}
+        stored = kv.get(BACKLOG, COUNTS)
+        pairs: list[tuple[tuple[str, int, str, str], int]] = (
+            [] if stored is None else msgspec.msgpack.decode(stored, type=list[tuple[tuple[str, int, str, str], int]])
+        )
+        self.ready: dict[Lane, int] = {Lane(*lane): jobs for lane, jobs in pairs}
+
+    def note(self, folded: Folded) -> None:
+        """Take one folded line into account."""
+        before, after = folded.before, folded.after
+        if before is after:
+            return
+        known = self._changed.get(folded.key)
+        self._changed[folded.key] = (before if known is None else known[0], after)
+        was = before is not None and before.state == "ready"
+        now = after is not None and after.state == "ready"
+        if was != now:
+            self._count(lane_of(after if now else before), 1 if now else -1)  # type: ignore[arg-type]  # the one that is ready is a job
+
+    def _count(self, lane: Lane, change: int) -> None:
+        jobs = self.ready.get(lane, 0) + change
+        if jobs:
+            self.ready[lane] = jobs
+        else:
+            self.ready.pop(lane, None)
+
+    def write(self, batch: Batch) -> None:
+        """Put what has changed since the last call into the commit."""
+        for before, after in self._changed.values():
+            old, new = rows_of(before), rows_of(after)
+            if old == new:
+                continue
+            for row in old:
+                if row not in new:
+                    batch.delete(row[0], row[1])
+            for row in new:
+                if row not in old:
+                    batch.put(*row)
+        if self._changed:
+            batch.put(BACKLOG, COUNTS, _encode(list(self.ready.items())))
+        self._changed.clear()
+
+    # Reading: only what was committed
+
+    def ready_after(self, lane: Lane, order: int, limit: int) -> Iterator[tuple[int, str]]:
+        """Order and key of a lane's committed jobs with an order of at least ``order``."""
+        prefix = lane.prefix
+        stop = prefix + b"\xff" * 8
+        for key, value in self._kv.scan(BACKLOG, prefix + order.to_bytes(8, "big"), stop, limit=limit):
+            yield int.from_bytes(key[-8:], "big"), value.decode()
+
+    def keys(self, prefix: bytes) -> Iterator[str]:
+        """Keys of the committed ``ACTIVE`` or ``DEAD`` jobs."""
+        for key, _ in self._kv.scan(BACKLOG, prefix, bytes([prefix[0] + 1])):
+            yield key[1:].decode()
+
+    def timers_between(self, start_ms: int, stop_ms: int) -> Iterator[tuple[int, bytes, str]]:
+        """Time, kind and job key of committed timers with ``start_ms <= time < stop_ms``."""
+        for key, _ in self._kv.scan(TIMERS, start_ms.to_bytes(8, "big"), stop_ms.to_bytes(8, "big")):
+            yield int.from_bytes(key[:8], "big"), key[8:9], key[9:].decode()

@@ -1,0 +1,64 @@
+"""Names of jobs and of what belongs to them, and the partition that a job lives in.
+
+A job id is 1 to 128 characters of ``A-Za-z0-9._:-``, optionally followed by ``~`` and a *home* of the same alphabet.
+The home (the whole id where there is none) decides the partition, so jobs that must be decided together share one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+JOB_ID_PATTERN = r"^[A-Za-z0-9._:\-]{1,128}(~[A-Za-z0-9._:\-]{1,64})?$"
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/\-]{0,127}$"
+"""Queues, pools, job types, tenants and tags."""
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_MASK = 0xFFFFFFFF
+
+
+def ulid(time_ms: int, entropy: int) -> str:
+    """A 26-character id that sorts by time: 48 bits of Unix milliseconds and 80 bits of the caller's entropy."""
+    number = (time_ms & 0xFFFFFFFFFFFF) << 80 | (entropy & ((1 << 80) - 1))
+    digits = [""] * 26
+    for index in range(25, -1, -1):
+        digits[index] = _CROCKFORD[number & 31]
+        number >>= 5
+    return "".join(digits)
+
+
+def home_of(job_id: str) -> str:
+    """The part of a job id that decides its partition."""
+    _, mark, home = job_id.rpartition("~")
+    return home if mark else job_id
+
+
+@lru_cache(maxsize=8_192)
+def _partition_of_home(home: str, partitions: int) -> int:
+    return (murmur2(home.encode()) & 0x7FFFFFFF) % partitions
+
+
+def partition_of(job_id: str, partitions: int) -> int:
+    """Partition of a job among ``partitions``: what Kafka's Java client computes for its home as key."""
+    return _partition_of_home(home_of(job_id), partitions)
+
+
+def job_key(tenant: str, job_id: str) -> str:
+    """A job's name among all tenants. A tenant's name has no ``/`` in first place to confuse with an id."""
+    return f"{tenant}/{job_id}"
+
+
+def murmur2(data: bytes) -> int:
+    """Murmur2 as Kafka's Java client computes it, seed 0x9747b28c; an unsigned 32-bit number."""
+    length = len(data)
+    m = 0x5BD1E995
+    h = 0x9747B28C ^ length
+    whole = length & ~3
+    for index in range(0, whole, 4):
+        k = int.from_bytes(data[index : index + 4], "little") * m & _MASK
+        k ^= k >> 24
+        h = (h * m & _MASK) ^ (k * m & _MASK)
+    tail = data[whole:]
+    if tail:
+        h = (h ^ int.from_bytes(tail, "little")) * m & _MASK
+    h = (h ^ h >> 13) * m & _MASK
+    return h ^ h >> 15

@@ -1,0 +1,34 @@
+"""Sizes that everything agrees on. Writers check them before they write; readers refuse what is beyond."""
+
+from __future__ import annotations
+
+MAX_BUNDLE_BYTES = 900_000
+"""A record's value on the jobs log; below the broker's usual 1 MiB with room for headers."""
+
+MAX_BUNDLE_LINES = 32_768
+"""Lines in a record: the line number fits the fence's 15 bits."""
+
+MAX_LINE_BYTES = 600_000
+"""One event. Room for the largest payload, its envelope, metadata and tags."""
+
+MAX_DEPTH = 64
+"""Nesting of JSON arrays and objects in a line."""
+
+MAX_PAYLOAD_BYTES = 256 * 1024
+DEFAULT_PAYLOAD_BYTES = 64 * 1024
+MAX_RESULT_BYTES = 256 * 1024
+MAX_CHECKPOINT_BYTES = 128 * 1024
+MAX_ERROR_DETAILS_BYTES = 16 * 1024
+MAX_ERROR_MESSAGE_CHARS = 2_000
+MAX_PROGRESS_MESSAGE_CHARS = 500
+MAX_TAGS = 32
+MAX_METADATA_BYTES = 16 * 1024
+
+QUARANTINE_HEAD_BYTES = 4_096
+"""How much of a refused line is kept with its reason."""
+
+DIGEST_EVERY_OFFSETS = 4_096
+"""State digests are recorded at the first record past each multiple of this offset."""
+
+MAX_TIME_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999: no time field may be later, so that every one can be written as RFC 3339."""

@@ -1,0 +1,1 @@
+"""Running handlers: `@task`, the runtime, transports."""
