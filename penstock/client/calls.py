@@ -69,6 +69,8 @@ class BulkResult(msgspec.Struct):
 
     accepted: int = 0
     rejected: int = 0
+    unknown: int = 0
+    """Jobs of which the server could not say in time what became of them; send them again with their ids."""
     items: list[Json] = []
 
 
@@ -95,7 +97,9 @@ def error_of(answer: Answer) -> PenstockError:
     problem = _object_or_none(answer.body)
     if problem is None or "code" not in problem:
         if answer.status in (502, 503, 504):
-            return ServerUnreachable(f"the server answered {answer.status} and no reason", status=answer.status)
+            return ServerUnreachable(
+                f"the server answered {answer.status} and no reason", status=answer.status
+            )
         return PenstockError(f"the server answered {answer.status} and no reason", status=answer.status)
     kind = _ERRORS.get(str(problem["code"]), PenstockError)
     details = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
@@ -137,10 +141,14 @@ class Calls:
         """See :meth:`penstock.client.http.Client.enqueue_many`."""
         result = BulkResult()
         for body in bulk_bodies(requests):
-            answer = yield from self._ask(Call("POST", f"{API}/jobs/bulk", body=body, content_type=NDJSON_TYPE))
+            answer = yield from self._ask(
+                Call("POST", f"{API}/jobs/bulk", body=body, content_type=NDJSON_TYPE)
+            )
             result.accepted += answer["accepted"]
             result.rejected += answer["rejected"]
-            result.items.extend(answer["items"])
+            result.unknown += answer.get("unknown", 0)
+            before = len(result.items)
+            result.items.extend({**item, "index": before + item["index"]} for item in answer["items"])
         return result
 
     def cancel(self, job_id: str, reason: str) -> Generator[Any, Any, Json]:
@@ -164,7 +172,9 @@ class Calls:
         """One page of a job's history."""
         return (yield from self._read(f"{_job_path(job_id)}/history", cursor=cursor))
 
-    def jobs_page(self, cursor: str = "", limit: int = PAGE_JOBS, **filters: str) -> Generator[Any, Any, Json]:
+    def jobs_page(
+        self, cursor: str = "", limit: int = PAGE_JOBS, **filters: str
+    ) -> Generator[Any, Any, Json]:
         """One page of jobs, newest first."""
         return (yield from self._read(f"{API}/jobs", cursor=cursor, limit=str(limit), **filters))
 
@@ -213,7 +223,9 @@ class Calls:
         try:
             return msgspec.json.decode(answer.body) if answer.body else None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PenstockError(f"{self.server} answered what is not JSON: is it a Penstock server?") from error
+            raise PenstockError(
+                f"{self.server} answered what is not JSON: is it a Penstock server?"
+            ) from error
 
     def answered(self, call: Call) -> Generator[Any, Any, Answer]:
         """The answer to a call, repeated while the server is not there for it.

@@ -58,6 +58,7 @@ class JobOptions(TypedDict, total=False):
     expires_at: datetime | str
     max_attempts: int
     backoff: Backoff | Mapping[str, Any]
+    trace: str
 
 
 class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):

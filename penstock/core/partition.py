@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
@@ -40,11 +40,25 @@ RULES: Mapping[int, frozenset[str]] = {
 }  # fmt: skip
 """Event types in force, by rules version. A line of another type is refused until its version is activated."""
 
+_TYPES_IN_FORCE: Mapping[int, frozenset[type]] = {
+    version: frozenset(kind for kind in get_args(ev.AnyEvent) if kind.__name__ in names)
+    for version, names in RULES.items()
+}
+
 STATE_KEY = b"p"
 DIGEST_MODULUS = 1 << 256
 
 LineOutcome = Literal[
-    "applied", "duplicate", "stale", "illegal", "conflict", "too_late", "too_early", "unknown_job", "misrouted", "quarantined"
+    "applied",
+    "duplicate",
+    "stale",
+    "illegal",
+    "conflict",
+    "too_late",
+    "too_early",
+    "unknown_job",
+    "misrouted",
+    "quarantined",
 ]
 
 
@@ -133,6 +147,9 @@ class PartitionFold:
         partitions: how many the jobs topic has.
         read: the stored value of a row key, as of the last changes taken; None where there is none.
         digest: the digest of the stored rows.
+
+    Raises:
+        UnknownRules: the stored rows were folded under rules that this version does not have.
     """
 
     def __init__(
@@ -146,7 +163,9 @@ class PartitionFold:
         self._touched: dict[bytes, Row] = {}
         stored = read(STATE_KEY)
         self.state = PartitionState() if stored is None else _decode_state(stored)
-        self._stored_state = stored
+        self._stored_state: bytes | None = stored
+        if self.state.rules not in RULES:
+            raise UnknownRules(f"the state follows rules {self.state.rules}; this version knows {max(RULES)}")
 
     # Reading
 
@@ -170,10 +189,11 @@ class PartitionFold:
             self.state.time_ms = time_ms
         else:
             time_ms = self.state.time_ms
+        first = pack(offset, 0)
         results: list[Folded] = []
         for number, line in enumerate(split(value)):
             if line and not line.isspace():
-                results.append(self._line(pack(offset, number), time_ms, line))
+                results.append(self._line(first + number, time_ms, line))
         return results
 
     def _line(self, position: int, time_ms: int, line: bytes) -> Folded:
@@ -193,10 +213,10 @@ class PartitionFold:
         return folded
 
     def _decide(self, event: ev.AnyEvent, folded: Folded) -> None:
-        kind = type(event).__name__
-        if kind not in RULES[self.state.rules]:
-            folded.reason = f"{kind} is not in force under rules {self.state.rules}"
-        elif not event.id and kind != "Enqueued":
+        kind = type(event)
+        if kind not in _TYPES_IN_FORCE[self.state.rules]:
+            folded.reason = f"{kind.__name__} is not in force under rules {self.state.rules}"
+        elif not event.id and kind is not ev.Enqueued:
             folded.reason = "the event has no id"
         elif event.leader_only and event.epoch != self.state.epoch:
             folded.outcome, folded.reason = "stale", "written by one that does not lead"
@@ -208,9 +228,8 @@ class PartitionFold:
     def _job_event(self, event: ev.AnyEvent, folded: Folded) -> None:
         key = folded.key = job_key(event.tenant, event.job)
         row = b"j" + key.encode()
-        if row in self._touched:
-            before = cast("Job | None", self._touched[row])
-        else:
+        before = cast("Job | None", self._touched.get(row))
+        if before is None and row not in self._touched:
             data = self._stored[row] = self._read(row)
             before = None if data is None else _decode_job(data)
         if before is None and self._elsewhere(event, folded):
@@ -248,6 +267,9 @@ class PartitionFold:
         except InvalidCursor:
             folded.reason = "origin is not a position"
             return False
+        if source.partition >= self.partitions or source.partition == self.partition:
+            folded.reason = "origin is not another partition of this log"
+            return False
         if source.packed <= self.state.origins.get(source.partition, -1):
             folded.outcome, folded.reason = "duplicate", "already forwarded"
             return False
@@ -269,8 +291,8 @@ class PartitionFold:
                     return
                 state.config_position = event.control_position
             case ev.Forwarded():
-                row = position_row_key(b"m", event.line_position)
-                if self._touch_stored(row) is None:
+                row = position_row_key(b"m", max(0, event.line_position))
+                if event.line_position < 0 or self._touch_stored(row) is None:
                     folded.outcome, folded.reason = "duplicate", "nothing waits to be forwarded from there"
                     return
                 self._touched[row] = None
@@ -280,7 +302,9 @@ class PartitionFold:
                     folded.outcome, folded.reason = "stale", "rules are activated one by one"
                     return
                 if event.version not in RULES:
-                    raise UnknownRules(f"the log activates rules {event.version}; this version knows {max(RULES)}")
+                    raise UnknownRules(
+                        f"the log activates rules {event.version}; this version knows {max(RULES)}"
+                    )
                 state.rules = event.version
             case _:
                 folded.reason = "not an event of a partition"

@@ -30,9 +30,10 @@ def _without_jitter(policy: Backoff, attempt: int) -> int:
     factor_milli = round(policy.factor * 1_000)
     if factor_milli == 1_000:
         return policy.base_ms
-    delay = policy.base_ms
+    # In nanoseconds, or the fractions of small delays would be lost at every step and 1 ms never grow.
+    delay_ns, longest_ns = policy.base_ms * 1_000_000, policy.max_ms * 1_000_000
     for _ in range(attempt - 1):
-        delay = delay * factor_milli // 1_000
-        if delay >= policy.max_ms or delay == 0:
+        if delay_ns >= longest_ns or delay_ns == 0:
             break
-    return delay
+        delay_ns = delay_ns * factor_milli // 1_000
+    return delay_ns // 1_000_000

@@ -257,7 +257,9 @@ class EmbeddedLog:
             batch.put(META, b"cluster_id", uuid.uuid4().hex.encode())
             store.write(batch, sync=True)
         elif version != str(fmt.FORMAT_VERSION).encode():
-            raise LogCorrupt(f"The log in {self._path} has format {version!r}, which this version cannot read.")
+            raise LogCorrupt(
+                f"The log in {self._path} has format {version!r}, which this version cannot read."
+            )
         cluster_id = store.get(META, b"cluster_id")
         assert cluster_id is not None
         return cluster_id.decode()

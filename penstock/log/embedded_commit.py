@@ -176,7 +176,9 @@ class GroupCommit:
         while self._pending:
             entry = self._pending.popleft()
             if not entry.future.done():
-                entry.future.set_exception(AppendRefused(f"The log has failed and takes nothing more: {error}"))
+                entry.future.set_exception(
+                    AppendRefused(f"The log has failed and takes nothing more: {error}")
+                )
         self._on_synced()
         self._on_fatal(error)
 

@@ -130,7 +130,9 @@ class RingPartition:
         self._bytes += len(value) + 200
         self.end = offset + 1
         oldest_ms = None if self._retention_ms is None else now_ms - self._retention_ms
-        while self._bytes > self._max_bytes or (oldest_ms is not None and self._records[0].time_ms < oldest_ms):
+        while self._bytes > self._max_bytes or (
+            oldest_ms is not None and self._records[0].time_ms < oldest_ms
+        ):
             self._forget_first()
         return Appended(offset, now_ms)
 

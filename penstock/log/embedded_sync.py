@@ -1,7 +1,7 @@
 """Making writes durable: fsync of the write-ahead files, from a thread, and the mark of what was acknowledged.
 
-RocksDB could sync by itself, but its binding holds the GIL for the whole of it: a few milliseconds in which nothing else
-in the process runs. So batches are written without sync, which hands them to the operating system before ``write``
+RocksDB could sync by itself, but its binding holds the GIL for the whole of it: a few milliseconds in which nothing
+else in the process runs. So batches are written without sync, which hands them to the operating system before ``write``
 returns, and the files are synced here with the GIL released. That is sound because
 
 * nothing is buffered in the process (manual WAL flush is off), so a file's sync covers every batch written before it;

@@ -37,7 +37,12 @@ class Family(Protocol):
         ...
 
     def scan(
-        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int | None = None
+        self,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        limit: int | None = None,
     ) -> Iterator[tuple[bytes, bytes]]: ...
 
 

@@ -1,4 +1,7 @@
-"""The log in memory: for tests and simulation. Time comes from a callable; faults are armed on :attr:`MemoryLog.topics`."""
+"""The log in memory: for tests and simulation.
+
+Time comes from a callable; faults are armed on :attr:`MemoryLog.topics`.
+"""
 
 from __future__ import annotations
 

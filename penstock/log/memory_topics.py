@@ -94,14 +94,22 @@ class MemoryTopics:
         armed = self.take_fault((topic, partition))
         return self.append_with(armed.fault if armed else None, topic, partition, value, key, headers)
 
-    def check_append(self, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers) -> None:
+    def check_append(
+        self, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers
+    ) -> None:
         """Raise AppendRefused for a partition that is not there or a record that is too large."""
         if (topic, partition) not in self._partitions:
             raise AppendRefused(f"There is no partition {partition} of topic {topic!r}.")
         check_size(self.specs[topic].max_record_bytes, topic, value, key, headers)
 
     def append_with(
-        self, fault: Fault | None, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers
+        self,
+        fault: Fault | None,
+        topic: str,
+        partition: int,
+        value: bytes,
+        key: bytes | None,
+        headers: Headers,
     ) -> Appended:
         """Append under a fault already taken (None: none)."""
         if fault is Fault.REFUSED:
@@ -136,7 +144,9 @@ class MemoryTopics:
 
     def offset_at(self, topic: str, partition: int, time_ms: int) -> int:
         found = self._partition(topic, partition)
-        return next((record.offset for record in found.records if record.time_ms >= time_ms), found.next_offset)
+        return next(
+            (record.offset for record in found.records if record.time_ms >= time_ms), found.next_offset
+        )
 
     def truncate(self, topic: str, partition: int, before_offset: int) -> None:
         found = self._partition(topic, partition)
@@ -180,7 +190,9 @@ class MemoryTopics:
         for number in range(self.specs[topic].partitions):
             self._partitions[topic, number] = Partition()
 
-    def _write(self, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers) -> Appended:
+    def _write(
+        self, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers
+    ) -> Appended:
         found = self._partition(topic, partition)
         offset, now_ms = found.next_offset, self._now_ms()
         found.records.append(Record(topic, partition, offset, now_ms, True, key, value, headers))

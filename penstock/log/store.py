@@ -127,14 +127,21 @@ class RocksFamily:
 
     __slots__ = ("_open_scans", "_rdict", "get", "multi_get")
 
-    def __init__(self, rdict: rocks.Rdict, open_scans: weakref.WeakSet[Generator[tuple[bytes, bytes]]]) -> None:
+    def __init__(
+        self, rdict: rocks.Rdict, open_scans: weakref.WeakSet[Generator[tuple[bytes, bytes]]]
+    ) -> None:
         self._rdict = rdict
         self._open_scans = open_scans
         self.get = cast("Callable[[bytes], bytes | None]", rdict.get)
         self.multi_get = cast("Callable[[Sequence[bytes]], list[bytes | None]]", rdict.get)
 
     def scan(
-        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int | None = None
+        self,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        limit: int | None = None,
     ) -> Iterator[tuple[bytes, bytes]]:
         """See :meth:`penstock.log.kv.KeyValueStore.scan`."""
         pairs = self._backward(start, stop, limit) if reverse else self._forward(start, stop, limit)
@@ -149,7 +156,9 @@ class RocksFamily:
         options = rocks.ReadOptions()
         if stop is not None:
             options.set_iterate_upper_bound(stop)
-        items = cast("Iterator[tuple[bytes, bytes]]", self._rdict.items(from_key=start or None, read_opt=options))
+        items = cast(
+            "Iterator[tuple[bytes, bytes]]", self._rdict.items(from_key=start or None, read_opt=options)
+        )
         try:
             if limit is None:
                 yield from items
@@ -161,7 +170,9 @@ class RocksFamily:
         finally:
             del items
 
-    def _backward(self, start: bytes, stop: bytes | None, limit: int | None) -> Generator[tuple[bytes, bytes]]:
+    def _backward(
+        self, start: bytes, stop: bytes | None, limit: int | None
+    ) -> Generator[tuple[bytes, bytes]]:
         options = rocks.ReadOptions()
         if stop is not None:
             options.set_iterate_upper_bound(stop)
@@ -195,7 +206,12 @@ class Store:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], families: Sequence[str], *, wal: bool = True, tuning: Tuning | None = None
+        self,
+        path: str | os.PathLike[str],
+        families: Sequence[str],
+        *,
+        wal: bool = True,
+        tuning: Tuning | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self._wal = wal
@@ -204,14 +220,16 @@ class Store:
         self._db: rocks.Rdict | None = _open(self.path, families, tuning, wal=wal)
         self._scans: weakref.WeakSet[Generator[tuple[bytes, bytes]]] = weakref.WeakSet()
         self._handles = {name: self._db.get_column_family_handle(name) for name in families}
-        self._families = {name: RocksFamily(self._db.get_column_family(name), self._scans) for name in families}
+        self._families = {
+            name: RocksFamily(self._db.get_column_family(name), self._scans) for name in families
+        }
         self._write_options = rocks.WriteOptions()
-        self._write_options.disable_wal = not wal
+        self._write_options.disable_wal = not wal  # pyright: ignore[reportAttributeAccessIssue] a property
         self._sync_options = rocks.WriteOptions()
         if wal:
             self._sync_options.sync = True
         else:
-            self._sync_options.disable_wal = True
+            self._sync_options.disable_wal = True  # pyright: ignore[reportAttributeAccessIssue] a property
 
     def __enter__(self) -> Self:
         return self
@@ -245,7 +263,7 @@ class Store:
         return RocksBatch(self._handles)
 
     def write(self, batch: kv.Batch, *, sync: bool = False) -> None:
-        """Apply a batch made by :meth:`batch`. ``sync`` holds the GIL until the disk has it; without a WAL it flushes."""
+        """Apply a batch made by :meth:`batch`. ``sync`` holds the GIL until the disk has it."""
         assert isinstance(batch, RocksBatch)
         self._opened().write(batch.spend(), self._sync_options if sync else self._write_options)
         if sync and not self._wal:
@@ -311,7 +329,9 @@ def _open(path: str, families: Sequence[str], tuning: Tuning, *, wal: bool) -> r
     except Exception as error:
         text = str(error)
         lowered = text.lower()
-        if "lock" in lowered and ("unavailable" in lowered or "lock hold" in lowered or "no locks" in lowered):
+        if "lock" in lowered and (
+            "unavailable" in lowered or "lock hold" in lowered or "no locks" in lowered
+        ):
             raise StoreLocked(f"The data folder {path} is in use by another process.", path=path) from error
         if "corruption" in lowered or "checksum" in lowered:
             raise LogCorrupt(f"The store in {path} is damaged: {text}", path=path) from error

@@ -43,7 +43,12 @@ class MemoryFamily:
             self._fresh = False
 
     def scan(
-        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int | None = None
+        self,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        limit: int | None = None,
     ) -> Iterator[tuple[bytes, bytes]]:
         keys = self._slice(start, stop)
         if reverse:

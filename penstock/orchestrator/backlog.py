@@ -87,7 +87,11 @@ class Backlog:
     def take(self, lanes: list[Lane], limit: int, taken: Callable[[str], bool]) -> list[Job]:
         """Up to ``limit`` jobs, by turns from each lane. ``taken`` tells of a key that is already proposed."""
         found: list[Job] = []
-        queue = deque(lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)]) if lanes else deque[Lane]()
+        queue = (
+            deque(lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)])
+            if lanes
+            else deque[Lane]()
+        )
         self._turn += 1
         share = max(1, -(-limit // max(1, len(lanes))))
         while queue and len(found) < limit:
@@ -99,8 +103,10 @@ class Backlog:
         return found
 
     def _take_from(self, lane: Lane, limit: int, taken: Callable[[str], bool]) -> list[Job]:
-        window = self._windows[lane]
+        window = self._windows.get(lane)
         found: list[Job] = []
+        if window is None:
+            return found
         while len(found) < limit:
             if window.rest_from is not None and len(window.entries) < REFILL_BELOW:
                 self._refill(lane, window)
@@ -112,7 +118,7 @@ class Backlog:
             job = self._job(key)
             if job is not None and job.state == "ready" and job.order == order and lane_of(job) == lane:
                 found.append(job)
-        if not self._has(window) and not window.entries:
+        if not self._has(window):
             del self._windows[lane]
         return found
 

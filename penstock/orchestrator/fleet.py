@@ -6,7 +6,7 @@ leases that this orchestrator may let it hold at once; proposed leases count as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from penstock.orchestrator.rows import Lane
 from penstock.schemas.messages import Heartbeat
@@ -86,7 +86,7 @@ class Fleet:
         self._sessions: dict[SessionKey, Session] = {}
         self._newest: dict[str, str] = {}
 
-    def __iter__(self) -> Iterable[Session]:  # type: ignore[override]  # iterating is all that is meant
+    def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
 
     def session(self, worker: str, via: str) -> Session:
@@ -117,18 +117,9 @@ class Fleet:
         session.heard_ms = now_ms
         return session
 
-    def superseded(self, worker: str) -> list[Session]:
-        """Sessions of older incarnations of a worker that still hold something."""
-        newest = self._newest.get(worker, "")
-        return [
-            session
-            for session in self._sessions.values()
-            if session.worker == worker and session.incarnation < newest and session.outstanding
-        ]
-
-    def newest(self, worker: str) -> str:
-        """The newest incarnation heard of a worker; empty if none gave one."""
-        return self._newest.get(worker, "")
+    def of_worker(self, worker: str) -> list[Session]:
+        """Every session of a worker that holds something."""
+        return [session for session in self._sessions.values() if session.worker == worker and session.leases]
 
     def rest(self, now_ms: int) -> None:
         """Stop giving to the silent, and forget those who are gone."""

@@ -6,6 +6,8 @@ over, or was deaf for a while, grants every lease anew in full.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from penstock.core.job import Job
 from penstock.orchestrator.fleet import Session
 
@@ -21,15 +23,30 @@ AGAIN_MS = 5_000
 MISSED_BEATS = 2
 """Full heartbeats of the holder that do not name a lease before it is delivered again."""
 
+Ending = Literal["silent", "timeout", "cancel"]
+
 
 class Lease:
     """What the leader knows of a lease beyond the fold."""
 
-    __slots__ = ("cancel_ms", "ending_ms", "expires_ms", "lease", "lease_ms", "missed", "named", "run_ms", "session", "timeout_ms")
+    __slots__ = (
+        "cancel_ms",
+        "ending_ms",
+        "expires_ms",
+        "incarnation",
+        "lease",
+        "lease_ms",
+        "missed",
+        "named",
+        "run_ms",
+        "session",
+        "timeout_ms",
+    )
 
     def __init__(self, job: Job, session: Session, now_ms: int) -> None:
         self.lease = job.lease
         self.lease_ms = job.lease_ms
+        self.incarnation = job.incarnation
         self.timeout_ms = job.timeout_ms
         self.session = session
         self.expires_ms = now_ms + job.lease_ms
@@ -97,14 +114,14 @@ class LeaseKeeper:
         for lease in self._leases.values():
             lease.expires_ms = max(lease.expires_ms, now_ms + lease.lease_ms)
 
-    def overdue(self, now_ms: int) -> list[tuple[str, Lease, str]]:
+    def overdue(self, now_ms: int) -> list[tuple[str, Lease, Ending]]:
         """Leases to end, each with ``silent``, ``timeout`` or ``cancel``. Each is named again until the fold ends it."""
-        found: list[tuple[str, Lease, str]] = []
+        found: list[tuple[str, Lease, Ending]] = []
         for key, lease in self._leases.items():
             if now_ms < lease.ending_ms:
                 continue
             if lease.timeout_ms and lease.run_ms > lease.timeout_ms + TIMEOUT_MARGIN_MS:
-                reason = "timeout"
+                reason: Ending = "timeout"
             elif lease.cancel_ms and now_ms >= lease.cancel_ms:
                 reason = "cancel"
             elif now_ms >= lease.expires_ms:

@@ -1,12 +1,13 @@
 """What a leader must find again after a restart: rows derived from each job, written in the batch that writes the job.
 
 Family ``backlog``: ``r`` + lane + order → job key (ready jobs), ``a`` + job key (leased jobs), ``d`` + job key (dead jobs whose
-record is still owed), ``c`` → ready jobs by lane. Family ``timers``: time + kind + job key.
+record is still owed), ``q`` + position → a refused line for the quarantine topic, ``c`` → ready jobs by lane. Family ``timers``: time + kind + job key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
@@ -15,17 +16,19 @@ from penstock.core.job import WAITING, Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch, KeyValueStore
 from penstock.schemas.events import PRIORITIES
+from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
 
 BACKLOG = "backlog"
 TIMERS = "timers"
 FAMILIES = (BACKLOG, TIMERS)
 
-READY, ACTIVE, DEAD, COUNTS = b"r", b"a", b"d", b"c"
+READY, ACTIVE, DEAD, COUNTS, REFUSED = b"r", b"a", b"d", b"c", b"q"
 DUE, EXPIRY = b"d", b"x"
 
 RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode_note = msgspec.msgpack.Decoder(tuple[int, int, str, int, bytes, bytes]).decode
 _Row = tuple[str, bytes, bytes]
 
 
@@ -71,21 +74,38 @@ def timer_key(time_ms: int, kind: bytes, key: bytes) -> bytes:
     return time_ms.to_bytes(8, "big") + kind + key
 
 
+Note = tuple[int, int, str, int, bytes, bytes]
+"""Of a refused line: packed position, log time in ms, reason, size in bytes, SHA-256, first 4 KiB."""
+
+
+def quarantine_note(folded: Folded) -> Note:
+    """What is told of a line that could not be decoded."""
+    line = folded.line
+    return (
+        folded.position, folded.time_ms, folded.reason, len(line), sha256(line).digest(), line[:QUARANTINE_HEAD_BYTES]
+    )  # fmt: skip
+
+
 class Index:
     """Keeps the rows of one partition in step with its fold, and counts ready jobs by lane."""
 
     def __init__(self, kv: KeyValueStore) -> None:
         self._kv = kv
         self._changed: dict[str, tuple[Job | None, Job | None]] = {}
+        self._refused: list[Note] = []
         stored = kv.get(BACKLOG, COUNTS)
         pairs: list[tuple[tuple[str, int, str, str], int]] = (
-            [] if stored is None else msgspec.msgpack.decode(stored, type=list[tuple[tuple[str, int, str, str], int]])
+            []
+            if stored is None
+            else msgspec.msgpack.decode(stored, type=list[tuple[tuple[str, int, str, str], int]])
         )
         self.ready: dict[Lane, int] = {Lane(*lane): jobs for lane, jobs in pairs}
 
     def note(self, folded: Folded) -> None:
         """Take one folded line into account."""
         before, after = folded.before, folded.after
+        if folded.outcome == "quarantined":
+            self._refused.append(quarantine_note(folded))
         if before is after:
             return
         known = self._changed.get(folded.key)
@@ -116,7 +136,10 @@ class Index:
                     batch.put(*row)
         if self._changed:
             batch.put(BACKLOG, COUNTS, _encode(list(self.ready.items())))
+        for note in self._refused:
+            batch.put(BACKLOG, REFUSED + note[0].to_bytes(8, "big"), _encode(note))
         self._changed.clear()
+        self._refused.clear()
 
     # Reading: only what was committed
 
@@ -126,6 +149,12 @@ class Index:
         stop = prefix + b"\xff" * 8
         for key, value in self._kv.scan(BACKLOG, prefix + order.to_bytes(8, "big"), stop, limit=limit):
             yield int.from_bytes(key[-8:], "big"), value.decode()
+
+    def quarantined_after(self, position: int) -> Iterator[Note]:
+        """Committed refused lines beyond a packed position, in log order."""
+        start = REFUSED + (position + 1).to_bytes(8, "big")
+        for _, value in self._kv.scan(BACKLOG, start, bytes([REFUSED[0] + 1])):
+            yield _decode_note(value)
 
     def keys(self, prefix: bytes) -> Iterator[str]:
         """Keys of the committed ``ACTIVE`` or ``DEAD`` jobs."""

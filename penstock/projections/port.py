@@ -1,7 +1,7 @@
 """What can be asked of the read model, and the shapes of its answers.
 
-Two things answer it: :class:`~penstock.projections.service.ProjectionService` in its own process (in ``dev`` a plain call),
-and :class:`~penstock.projections.remote.RemoteReadModel`, which asks projection processes over their protocol and
+Two things answer it: :class:`~penstock.projections.service.ProjectionService` in its own process (in ``dev`` a plain
+call), and :class:`~penstock.projections.remote.RemoteReadModel`, which asks projection processes over their protocol and
 merges what the partitions say. Times in views are RFC 3339 UTC with milliseconds; positions ``partition:offset:line``.
 """
 
@@ -65,7 +65,8 @@ class JobView(Struct, frozen=True, kw_only=True):
 
 
 class HistoryItem(Struct, frozen=True, kw_only=True):
-    """One line about a job. ``event`` is the line as written; ``outcome`` what the fold made of it, ``reason`` why if refused."""
+    """One line about a job. ``event`` is the line as written; ``outcome`` what the fold made of it, ``reason`` why if not
+    accepted."""
 
     type: str
     actor: str
@@ -85,7 +86,7 @@ class HistoryPage(Struct, frozen=True):
 
 
 class JobsQuery(Struct, frozen=True, kw_only=True):
-    """Newest first by ``(created_at, id)``. Empty filter fields do not filter. ``cursor`` as given out with the page before."""
+    """Newest first by ``(created_at, id)``. Empty filter fields do not filter. ``cursor`` as the page before gave it out."""
 
     tenant: str = "default"
     state: str = ""
@@ -126,7 +127,7 @@ class QuarantinedItem(Struct, frozen=True, kw_only=True):
 
 
 class PartitionStatus(Struct, frozen=True, kw_only=True):
-    """How far a partition is folded: ``next_offset`` will be folded next, ``end_offset`` was the log's end when last seen."""
+    """How far a partition is folded: ``next_offset`` is to be folded next, ``end_offset`` was the log's end when last seen."""
 
     partition: int
     next_offset: int
@@ -168,13 +169,15 @@ class ReadModel(Protocol):
     async def verdicts(
         self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
     ) -> list[VerdictView]:
-        """For each (position of the write, tenant, job id, event id): wait until folded that far, then say what became of it."""
+        """For each (position of the write, tenant, job id, event id): wait until folded that far, then what became of it."""
         ...
 
     async def list_jobs(self, query: JobsQuery) -> JobsPage: ...
 
     async def counts(self, tenant: str = "default") -> list[CountRow]: ...
 
-    async def quarantined(self, limit: int = 100, cursor: str = "") -> tuple[list[QuarantinedItem], str | None]: ...
+    async def quarantined(
+        self, limit: int = 100, cursor: str = ""
+    ) -> tuple[list[QuarantinedItem], str | None]: ...
 
     async def status(self) -> list[PartitionStatus]: ...

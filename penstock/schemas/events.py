@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from penstock.schemas.ids import JOB_ID_PATTERN, NAME_PATTERN
+from penstock.schemas.ids import JOB_ID_PATTERN, NAME_PATTERN, exactly
 from penstock.schemas.limits import (
     MAX_ERROR_MESSAGE_CHARS,
     MAX_PROGRESS_MESSAGE_CHARS,
@@ -33,9 +33,9 @@ Priority = Literal["critical", "high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("critical", "high", "normal", "low")
 """Most urgent first."""
 
-JobId = Annotated[str, Meta(pattern=JOB_ID_PATTERN)]
-Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-Tenant = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}$")]
+JobId = Annotated[str, Meta(pattern=exactly(JOB_ID_PATTERN))]
+Name = Annotated[str, Meta(pattern=exactly(NAME_PATTERN))]
+Tenant = Annotated[str, Meta(pattern=exactly(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}$"))]
 EventId = Annotated[str, Meta(max_length=256)]
 TimeMs = Annotated[int, Meta(ge=0, le=MAX_TIME_MS)]
 DurationMs = Annotated[int, Meta(ge=0, le=315_360_000_000)]
@@ -46,8 +46,12 @@ Short = Annotated[str, Meta(max_length=256)]
 NULL = Raw(b"null")
 
 
-class Backoff(Struct, frozen=True, omit_defaults=True):
-    """How long to wait before the next attempt. ``jitter`` is the fraction by which a delay is spread, 0 to 1."""
+class Backoff(Struct, frozen=True, gc=False):
+    """How long to wait before the next attempt. ``jitter`` is the fraction by which a delay is spread, 0 to 1.
+
+    Written with all its fields, for it stands in the fold's rows: msgspec tells a default by the object's identity, which
+    is a matter of the Python version for numbers, and no two folders may differ.
+    """
 
     kind: Literal["none", "fixed", "linear", "exponential"] = "exponential"
     base_ms: DurationMs = 1_000
@@ -56,7 +60,7 @@ class Backoff(Struct, frozen=True, omit_defaults=True):
     jitter: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.1
 
 
-class JobError(Struct, frozen=True, omit_defaults=True):
+class JobError(Struct, frozen=True, omit_defaults=True, gc=False):
     """Why an attempt failed. ``retryable`` false makes the job dead at once."""
 
     code: Short
@@ -65,7 +69,7 @@ class JobError(Struct, frozen=True, omit_defaults=True):
     retryable: bool = True
 
 
-class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
     """The envelope. See the module."""
 
     id: EventId = ""
@@ -90,7 +94,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ty
 class JobEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """An event of one job."""
 
-    job: JobId
+    job: JobId  # pyright: ignore[reportGeneralTypeIssues] keyword-only fields may lose their default in a subclass
 
 
 class LeaderJobEvent(JobEvent, frozen=True, kw_only=True, omit_defaults=True):

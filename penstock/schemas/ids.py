@@ -7,10 +7,18 @@ The home (the whole id where there is none) decides the partition, so jobs that 
 from __future__ import annotations
 
 from functools import lru_cache
+from struct import Struct
 
+# A pattern's ``$`` also matches before a newline at the end; who searches with Python's ``re`` says ``exactly(pattern)``.
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:\-]{1,128}(~[A-Za-z0-9._:\-]{1,64})?$"
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/\-]{0,127}$"
 """Queues, pools, job types, tenants and tags."""
+
+
+def exactly(pattern: str) -> str:
+    """The same pattern for Python's ``re``, not fooled by a newline at the end."""
+    return pattern.removesuffix("$") + r"\Z"
+
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _MASK = 0xFFFFFFFF
@@ -47,18 +55,22 @@ def job_key(tenant: str, job_id: str) -> str:
     return f"{tenant}/{job_id}"
 
 
+@lru_cache(maxsize=256)
+def _words(count: int) -> Struct:
+    """How to read ``count`` little-endian 32-bit words."""
+    return Struct(f"<{count}I")
+
+
 def murmur2(data: bytes) -> int:
     """Murmur2 as Kafka's Java client computes it, seed 0x9747b28c; an unsigned 32-bit number."""
     length = len(data)
     m = 0x5BD1E995
+    mask = _MASK
     h = 0x9747B28C ^ length
-    whole = length & ~3
-    for index in range(0, whole, 4):
-        k = int.from_bytes(data[index : index + 4], "little") * m & _MASK
-        k ^= k >> 24
-        h = (h * m & _MASK) ^ (k * m & _MASK)
-    tail = data[whole:]
-    if tail:
-        h = (h ^ int.from_bytes(tail, "little")) * m & _MASK
+    for word in _words(length >> 2).unpack_from(data):
+        k = word * m & mask
+        h = (h * m ^ (k ^ k >> 24) * m) & mask
+    if length & 3:
+        h = (h ^ int.from_bytes(data[length & ~3 :], "little")) * m & mask
     h = (h ^ h >> 13) * m & _MASK
     return h ^ h >> 15

@@ -190,17 +190,17 @@ def encode_messages(messages: list[Any]) -> bytes:
 
 def decode_deliveries(value: bytes) -> list[Delivery]:
     """Deliveries of a record; lines that cannot be read are dropped, for they are only hints."""
-    return [message for message in _readable(value, _decode_delivery)]
+    return _readable(value, _decode_delivery)
 
 
 def decode_reports(value: bytes) -> list[Report]:
     """Worker reports of a record; unreadable lines are dropped."""
-    return [message for message in _readable(value, _decode_report)]
+    return _readable(value, _decode_report)
 
 
 def decode_signals(value: bytes) -> list[Signal]:
     """Signals of a record; unreadable lines are dropped."""
-    return [message for message in _readable(value, _decode_signal)]
+    return _readable(value, _decode_signal)
 
 
 def _readable(value: bytes, decode: Any) -> list[Any]:
@@ -208,6 +208,6 @@ def _readable(value: bytes, decode: Any) -> list[Any]:
     for line in value.split(b"\n"):
         try:
             found.append(decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
     return found

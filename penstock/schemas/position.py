@@ -46,9 +46,12 @@ def parse(text: str) -> Position:
         InvalidCursor: the text is not a position.
     """
     parts = text.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) <= 15 for part in parts):
-        raise InvalidCursor(f"{text[:60]!r} is not a position (partition:offset:line)")
-    return Position(*(int(part) for part in parts))
+    if len(parts) == 3 and all(part.isascii() and part.isdigit() and len(part) <= 15 for part in parts):
+        position = Position(*(int(part) for part in parts))
+        # Beyond these bounds a packed position would no longer order lines, nor fit 64 bits.
+        if position.offset >> OFFSET_BITS == 0 and position.line <= LINE_MASK:
+            return position
+    raise InvalidCursor(f"{text[:60]!r} is not a position (partition:offset:line)")
 
 
 def fence(generation: int, packed: int) -> str:

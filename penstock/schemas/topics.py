@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from penstock.schemas.errors import SettingsInvalid
 from penstock.schemas.events import PRIORITIES
 from penstock.schemas.ids import murmur2
 
@@ -21,6 +22,13 @@ class Topics(Struct, frozen=True):
     partitions: int = 16
     work_partitions: int = 64
     worker_partitions: int = 2
+
+    def __post_init__(self) -> None:
+        if self.partitions < 1 or self.work_partitions < 2 or self.worker_partitions < 1:
+            # One work partition is for broadcasts; the others are routes.
+            raise SettingsInvalid(
+                "at least 1 jobs partition, 2 work partitions and 1 workers partition are needed"
+            )
 
     @property
     def jobs(self) -> str:

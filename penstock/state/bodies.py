@@ -29,6 +29,11 @@ _SUFFIXES = tuple(_SUFFIX.values())
 _NULL = b"null"
 
 
+def body_row_key(key: str, kind: BodyKind) -> bytes:
+    """Where a job's body is stored."""
+    return key.encode() + _SUFFIX[kind]
+
+
 class Bodies:
     """Bodies of one partition's jobs: the stored ones, and on top of them those not yet committed."""
 
@@ -50,14 +55,14 @@ class Bodies:
                     take(self, line)
 
     def get(self, key: str, kind: BodyKind) -> bytes | None:
-        row = key.encode() + _SUFFIX[kind]
+        row = body_row_key(key, kind)
         if row in self._pending:
             return self._pending[row]
         return self._get(row)
 
     def get_many(self, wanted: Sequence[tuple[str, BodyKind]]) -> list[bytes | None]:
         """One body for each (job key, kind), None where there is none."""
-        rows = [key.encode() + _SUFFIX[kind] for key, kind in wanted]
+        rows = [body_row_key(key, kind) for key, kind in wanted]
         if not self._pending:
             return self._multi_get(rows)
         stored = self._multi_get(rows)

@@ -1,4 +1,4 @@
-"""Is the log still the one that was folded? Only the last folded record tells: offsets look alike in a topic made anew."""
+"""Is the log still the one that was folded? Only its last folded record tells: offsets look the same in a new topic."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Records are folded in memory, many at a time; :meth:`PartitionStore.commit` then writes each touched row once, together
 with the next offset, the digests and whatever rows the owner derives, in one batch. However the process dies, what is
-found again is the state at some offset, whole. The state is disposable: a store of another version of the fold is thrown
-away and folded anew. A store of another *log* is not: that is a mistake somebody must look at.
+found again is the state at some offset, whole. The state is disposable: a store of another version of the fold is
+thrown away and folded anew. A store of another *log* is not: that is a mistake somebody must look at.
 
 Families: ``fold`` (rows of :class:`~penstock.core.partition.PartitionFold`), ``bodies``, ``meta``, and the owner's.
 """
@@ -97,6 +97,7 @@ class PartitionStore:
         _check_identity(store, identity)
         data = store.get(META, _PROGRESS)
         self._progress = Progress() if data is None else _decode_progress(data)
+        self._committed_offset = self._progress.next_offset
         self._read_stored = store.family(FOLD).get
         self._bodies = Bodies(store.family(BODIES))
         self._rows: dict[bytes, bytes | None] = {}
@@ -164,6 +165,11 @@ class PartitionStore:
     def next_offset(self) -> int:
         """What is to be folded next; records below it are ignored."""
         return self._progress.next_offset
+
+    @property
+    def committed_offset(self) -> int:
+        """As :attr:`next_offset`, of the last commit."""
+        return self._committed_offset
 
     @property
     def state(self) -> PartitionState:
@@ -254,6 +260,7 @@ class PartitionStore:
         self._bodies.written()
         self._digests_pending.clear()
         self._last_value = None
+        self._committed_offset = progress.next_offset
         self._broken = False
 
     def _check_whole(self) -> None:

@@ -1,0 +1,111 @@
+"""The HTTP application: every route, and what holds for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from penstock.api import audit, bulk, gateway_routes, health, jobs, queues, workers
+from penstock.api.deps import ApiDeps
+from penstock.api.http import POSITION_HEADER, Operation
+from penstock.api.middleware import Around
+from penstock.api.openapi import document
+from penstock.api.problems import (
+    on_http_error,
+    on_penstock_error,
+    on_unexpected,
+    on_validation_error,
+)
+from penstock.schemas.errors import PenstockError
+
+OPERATIONS: tuple[Operation, ...] = (
+    *jobs.OPERATIONS[:1],
+    *gateway_routes.OPERATIONS,
+    *bulk.OPERATIONS,
+    *jobs.OPERATIONS[1:],
+    *queues.OPERATIONS,
+    *workers.OPERATIONS,
+    *audit.OPERATIONS,
+    *health.OPERATIONS,
+)
+"""All operations; the busiest first, for routes are tried in order."""
+
+DESCRIPTION = """Put jobs in, watch them, run them. Errors are `application/problem+json` with a stable `code`.
+
+A write answers with `Penstock-Position`; a read that sends it back sees that write."""
+
+
+def create_app(deps: ApiDeps) -> FastAPI:
+    """The application. It owns nothing of ``deps``: whoever made them starts and stops them."""
+    app = FastAPI(
+        title="Penstock",
+        version=deps.version,
+        middleware=_middleware(deps),
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.penstock = deps
+    app.router.routes[:0] = _routes(OPERATIONS)
+    app.add_exception_handler(PenstockError, on_penstock_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, on_unexpected)
+    made: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not made:
+            made.update(document(OPERATIONS, title="Penstock", version=deps.version, description=DESCRIPTION))
+        return made
+
+    app.openapi = openapi
+    return app
+
+
+def _routes(operations: tuple[Operation, ...]) -> list[Route]:
+    """One route an address and method; Starlette answers 405 from those that share an address."""
+    by_path: dict[str, list[Operation]] = {}
+    for operation in operations:
+        by_path.setdefault(operation.path, []).append(operation)
+    return [_route(path, *shared) for path, shared in by_path.items()]
+
+
+def _route(path: str, *operations: Operation) -> Route:
+    by_method = {operation.method: operation.endpoint for operation in operations}
+    if "GET" in by_method:
+        by_method["HEAD"] = by_method["GET"]
+
+    async def serve(request: Request) -> Response:
+        return await by_method[request.method](request)
+
+    endpoint = serve if len(operations) > 1 else operations[0].endpoint
+    endpoint.penstock_path = path  # pyright: ignore[reportFunctionMemberAccess]
+    return Route(path, endpoint, methods=list(by_method))
+
+
+def _middleware(deps: ApiDeps) -> list[Middleware]:
+    found = [Middleware(Around, metrics=deps.metrics)]
+    if deps.options.cors_origins:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(deps.options.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
+                expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
+            )
+        )
+    return found
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The caller has gone: nobody reads this, but it is counted."""
+    return Response(status_code=400)

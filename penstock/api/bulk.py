@@ -1,0 +1,258 @@
+"""Many jobs in one call, as a JSON array or as NDJSON that is worked on while it comes in.
+
+Items are taken in slices, so that a call of 100,000 does not keep others waiting, and each slice is appended while the next one
+is read. The answer is given when every accepted item is durable; one bad item leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.api.deps import ApiDeps, LinePlace, deps_of
+from penstock.api.http import (
+    JSON,
+    NDJSON,
+    POSITION_HEADER,
+    Answer,
+    Operation,
+    answer,
+    check_json,
+    check_media_type,
+    chunks,
+    read_body,
+)
+from penstock.api.intake import Intake, Prepared, settle, trace_of
+from penstock.api.models import BulkAnswer, BulkItem, decode_job
+from penstock.api.problems import field_errors
+from penstock.client.requests import JobRequest
+from penstock.schemas.errors import (
+    InvalidField,
+    LogError,
+    MalformedJson,
+    PenstockError,
+    ReadBehind,
+    ReadModelUnavailable,
+    TooLarge,
+)
+from penstock.schemas.position import Position, token
+
+SLICE_ITEMS = 250
+"""Items worked on without a break: a few milliseconds."""
+
+MOST_APPENDS = 64
+"""Appends under way at once; reading goes on when fewer are."""
+
+
+class _Call:
+    """One bulk call: its outcomes by index, and the appends that are under way."""
+
+    def __init__(self, deps: ApiDeps, trace: str) -> None:
+        self._deps = deps
+        self._trace = trace
+        self._intake = Intake(deps)
+        self._items: list[BulkItem | None] = []
+        self._given: list[tuple[int, Prepared, Position]] = []
+        self._positions: list[Position] = []
+        self._appends: set[asyncio.Task[None]] = set()
+        self._failure: LogError | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether any item was seen."""
+        return bool(self._items)
+
+    async def take(self, bodies: Sequence[bytes]) -> None:
+        """Prepare a slice and start its appends."""
+        parts: dict[int, list[tuple[int, Prepared]]] = {}
+        for body in bodies:
+            index = len(self._items)
+            self._items.append(None)
+            prepared = self._prepare(index, body)
+            if prepared is not None:
+                parts.setdefault(prepared.partition, []).append((index, prepared))
+        for partition, items in parts.items():
+            while len(self._appends) >= MOST_APPENDS:
+                await asyncio.wait(self._appends, return_when=asyncio.FIRST_COMPLETED)
+            append = asyncio.create_task(self._append(partition, items))
+            self._appends.add(append)
+            append.add_done_callback(self._appends.discard)
+        await asyncio.sleep(0)
+
+    def reject(self, error: PenstockError) -> None:
+        """Note one more item that is not taken."""
+        self._items.append(_rejected(len(self._items), error))
+
+    def _prepare(self, index: int, body: bytes) -> Prepared | None:
+        deps = self._deps
+        try:
+            if index >= deps.options.bulk_max_items:
+                raise TooLarge(f"at most {deps.options.bulk_max_items} items a call are taken")
+            if len(body) > deps.options.job_max_bytes:
+                raise TooLarge(
+                    f"the item has {len(body)} bytes, at most {deps.options.job_max_bytes} are allowed"
+                )
+            return self._intake.prepare(*decode_job(body), trace=self._trace)
+        except PenstockError as error:
+            self._items[index] = _rejected(index, error)
+            return None
+
+    async def _append(self, partition: int, items: Sequence[tuple[int, Prepared]]) -> None:
+        try:
+            places = await self._deps.writer.append_many(partition, [prepared.line for _, prepared in items])
+            positions = await self._resolve(partition, places)
+        except LogError as error:
+            self._failure = error
+            for index, prepared in items:
+                self._items[index] = _unknown(index, prepared, error)
+            return
+        self._deps.metrics.appended(len(items))
+        self._positions.append(max(positions))
+        for (index, prepared), position in zip(items, positions, strict=True):
+            self._items[index] = BulkItem(index=index, status="accepted", id=prepared.event.job)
+            if prepared.given:
+                self._given.append((index, prepared, position))
+
+    async def _resolve(self, partition: int, places: Sequence[LinePlace]) -> list[Position]:
+        if all(place.offset >= 0 for place in places):
+            return [Position(partition, place.offset, place.line) for place in places]
+        return [await self._intake.position(partition, place) for place in places]
+
+    async def finish(self) -> tuple[BulkAnswer, str]:
+        """Wait until all is durable and decided: the answer and its position token.
+
+        Raises:
+            LogError: the log took nothing at all; ``details["items"]`` has the ids with which to try again.
+        """
+        if self._appends:
+            await asyncio.gather(*self._appends)
+        if self._given:
+            await self._settle()
+        items = [item for item in self._items if item is not None]
+        accepted = sum(item.status == "accepted" for item in items)
+        unknown = sum(item.status == "unknown" for item in items)
+        if self._failure is not None and not self._positions:
+            self._failure.details["items"] = items
+            raise self._failure
+        return BulkAnswer(accepted, len(items) - accepted - unknown, unknown, items), token(self._positions)
+
+    async def _settle(self) -> None:
+        """Ids that came with the request may have been there: ask the fold."""
+        try:
+            verdicts = await self._intake.verdicts(
+                [(prepared, position) for _, prepared, position in self._given]
+            )
+        except (ReadBehind, ReadModelUnavailable) as error:
+            for index, prepared, _ in self._given:
+                self._items[index] = _unknown(index, prepared, error)
+            return
+        for (index, prepared, _), verdict in zip(self._given, verdicts, strict=True):
+            outcome = settle(verdict)
+            job_id = prepared.event.job
+            if outcome == "conflict":
+                message = f"another job with the id {job_id!r} is already there"
+                self._items[index] = BulkItem(
+                    index=index, status="rejected", id=job_id, code="id_in_use", message=message
+                )
+            elif outcome == "duplicate":
+                self._items[index] = BulkItem(index=index, status="accepted", id=job_id, code="duplicate")
+
+
+def _rejected(index: int, error: PenstockError) -> BulkItem:
+    return BulkItem(
+        index=index, status="rejected", code=error.code, message=error.message, errors=field_errors(error)
+    )
+
+
+def _unknown(index: int, prepared: Prepared, error: PenstockError) -> BulkItem:
+    return BulkItem(
+        index=index, status="unknown", id=prepared.event.job, code=error.code, message=error.message
+    )
+
+
+async def create_jobs(request: Request) -> Response:
+    deps = deps_of(request)
+    call = _Call(deps, trace_of(request.headers.get("traceparent")))
+    if check_media_type(request, JSON, NDJSON) == NDJSON:
+        await _take_lines(request, deps, call)
+    else:
+        await _take_array(request, deps, call)
+    body, position = await call.finish()
+    return answer(body, headers={POSITION_HEADER: position} if position else None)
+
+
+async def _take_array(request: Request, deps: ApiDeps, call: _Call) -> None:
+    body = await read_body(request, deps.options.bulk_max_bytes)
+    check_json(body)
+    try:
+        items = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except msgspec.ValidationError as error:
+        raise InvalidField("the body is a JSON array of jobs", field="$") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedJson(f"the body is not JSON: {error}") from error
+    if len(items) > deps.options.bulk_max_items:
+        raise TooLarge(f"{len(items)} items, at most {deps.options.bulk_max_items} a call are taken")
+    rest: Iterator[msgspec.Raw] = iter(items)
+    while part := list(islice(rest, SLICE_ITEMS)):
+        await call.take([bytes(item) for item in part])
+
+
+async def _take_lines(request: Request, deps: ApiDeps, call: _Call) -> None:
+    waiting: list[bytes] = []
+    try:
+        async for lines in _lines(chunks(request, deps.options.bulk_max_bytes)):
+            waiting.extend(lines)
+            while len(waiting) >= SLICE_ITEMS:
+                part, waiting = waiting[:SLICE_ITEMS], waiting[SLICE_ITEMS:]
+                await call.take(part)
+    except TooLarge as error:
+        if not waiting and not call.begun:
+            raise
+        # What came before stands, and the caller is told what was not read.
+        await call.take(waiting)
+        call.reject(TooLarge(f"{error.message}; what follows was not read"))
+        return
+    await call.take(waiting)
+
+
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Whole lines that are not blank, as they come in."""
+    rest: list[bytes] = []
+    async for part in parts:
+        head, newline, tail = part.rpartition(b"\n")
+        if not newline:
+            rest.append(part)
+            continue
+        lines = b"".join([*rest, head]).split(b"\n")
+        rest = [tail] if tail else []
+        yield [line for line in lines if line and not line.isspace()]
+    last = b"".join(rest)
+    if last and not last.isspace():
+        yield [last]
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/v1/jobs/bulk",
+        endpoint=create_jobs,
+        summary="Put many jobs in",
+        tag="jobs",
+        body=list[JobRequest],
+        body_media_types=(JSON, NDJSON),
+        headers={"traceparent": "W3C trace context, kept with each job."},
+        answers={
+            200: Answer(
+                "What became of each item.",
+                BulkAnswer,
+                headers={POSITION_HEADER: "Position token over all partitions that were written to."},
+            )
+        },
+        problems=(400, 413, 415, 422, 503),
+    ),
+)

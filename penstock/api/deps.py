@@ -1,0 +1,95 @@
+"""What the API stands on: the log it writes to, the read model it asks, and its settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from penstock.log.port import Log
+from penstock.projections.port import ReadModel
+from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES
+from penstock.schemas.topics import Topics
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from penstock.api.gateway import Gateway
+    from penstock.api.metrics import ApiMetrics
+    from penstock.api.registry import WorkerRegistry
+
+
+class LinePlace(Protocol):
+    """Where an appended line stands: offset of its record (-1: acknowledged, but where is not known), its line, log time."""
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def time_ms(self) -> int: ...
+
+
+class JobsWriter(Protocol):
+    """Appends lines to partitions of the jobs topic; :class:`penstock.log.bundler.Bundler` is one."""
+
+    async def append(self, partition: int, line: bytes) -> LinePlace: ...
+
+    async def append_many(self, partition: int, lines: Sequence[bytes]) -> Sequence[LinePlace]: ...
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def package_version() -> str:
+    """Version of the installed package."""
+    return importlib.metadata.version("penstock")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """Limits and waits. Sizes in bytes, times in milliseconds."""
+
+    max_payload_bytes: int = DEFAULT_PAYLOAD_BYTES
+    bulk_max_items: int = 100_000
+    bulk_max_bytes: int = 64 * 1024 * 1024
+    read_wait_ms: int = 5_000
+    """How long a read waits for the position it asks for, unless it says itself."""
+    verdict_wait_ms: int = 10_000
+    """How long a write waits for what the fold makes of it."""
+    stalled_ms: int = 10_000
+    """A partition that is behind and was not folded for so long makes the service unready."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins that browsers may call from; none by default."""
+
+    @property
+    def job_max_bytes(self) -> int:
+        """Largest body of one job: its payload, metadata and room for the other fields."""
+        return self.max_payload_bytes + MAX_METADATA_BYTES + 32 * 1024
+
+
+@dataclass(slots=True)
+class ApiDeps:
+    """Everything the routes use. ``now_ms`` is Unix time, ``generation`` the log's."""
+
+    log: Log
+    topics: Topics
+    writer: JobsWriter
+    read_model: ReadModel
+    registry: WorkerRegistry
+    gateway: Gateway
+    metrics: ApiMetrics
+    options: ApiOptions = field(default_factory=ApiOptions)
+    now_ms: Callable[[], int] = wall_clock_ms
+    generation: int = 0
+    version: str = field(default_factory=package_version)
+
+
+def deps_of(request: Request) -> ApiDeps:
+    """The deps of the app that serves this request."""
+    return cast("ApiDeps", cast(Any, request.scope["app"]).state.penstock)

@@ -1,0 +1,195 @@
+"""Reading requests and writing answers: what every route needs, and how a route describes itself.
+
+Routes are plain ASGI endpoints over msgspec types: a request of ten fields costs microseconds to check. The same types
+make the OpenAPI document (:mod:`penstock.api.openapi`), so that it cannot say anything else than what is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.api.problems import FieldError, invalid
+from penstock.client.requests import invalid_field
+from penstock.schemas.codec import check_utf8, depth_of
+from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, Undecodable, UnsupportedMediaType
+from penstock.schemas.limits import MAX_DEPTH
+from penstock.schemas.position import Position, parse_token
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+POSITION_HEADER = "Penstock-Position"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Answer(Struct, frozen=True):
+    """A good answer of an operation. ``body`` is the type of the JSON, None where there is none or it is not JSON."""
+
+    description: str
+    body: Any = None
+    media_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One method at one address: how it is served, and all that the OpenAPI document says about it."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    summary: str
+    tag: str
+    answers: Mapping[int, Answer]
+    query: Any = None
+    """Struct whose fields are the query parameters."""
+    body: Any = None
+    body_media_types: tuple[str, ...] = (JSON,)
+    headers: Mapping[str, str] = {}
+    """Request headers with their descriptions."""
+    problems: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return getattr(self.endpoint, "__name__", "operation")
+
+
+def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer from msgspec structs and plain values."""
+    return Response(_encode(body), status, headers, JSON)
+
+
+# Bodies
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters, in lower case; empty when there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def check_media_type(request: Request, *allowed: str) -> str:
+    """The body's content type; JSON where none was given.
+
+    Raises:
+        UnsupportedMediaType: it is not one of ``allowed``.
+    """
+    found = media_type(request) or JSON
+    if found not in allowed:
+        raise UnsupportedMediaType(f"the content type is {found!r}, not {' or '.join(allowed)}")
+    return found
+
+
+async def chunks(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it comes in.
+
+    Raises:
+        TooLarge: it is longer than ``most_bytes``, by what its header says or by what came.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > most_bytes:
+        raise TooLarge(f"the body has {announced} bytes, at most {most_bytes} are allowed")
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most_bytes:
+            raise TooLarge(f"the body has more than the {most_bytes} bytes that are allowed")
+        if chunk:
+            yield chunk
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The whole body. Raises as :func:`chunks`."""
+    parts = [part async for part in chunks(request, most_bytes)]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def read_json(request: Request, kind: type[T], most_bytes: int) -> T:
+    """The body as ``kind``.
+
+    Raises:
+        UnsupportedMediaType, TooLarge, MalformedJson: the body cannot be read.
+        InvalidField: it can, but is not a ``kind``.
+    """
+    check_media_type(request, JSON)
+    body = await read_body(request, most_bytes)
+    check_json(body)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+    except msgspec.DecodeError as error:
+        raise MalformedJson(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedJson("the body is nested too deep") from error
+
+
+def check_json(body: bytes) -> None:
+    """Strict UTF-8 and bounded depth, which decoders that keep raw parts do not check.
+
+    Raises:
+        MalformedJson: it is not.
+    """
+    if not body.isascii():
+        try:
+            check_utf8(body)
+        except Undecodable as error:
+            raise MalformedJson(f"the body is {error.message}") from error
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and depth_of(body) > MAX_DEPTH:
+        raise MalformedJson(f"the body is nested deeper than {MAX_DEPTH}")
+
+
+# Query parameters and positions
+
+
+def query(request: Request, kind: type[T]) -> T:
+    """Query parameters as ``kind``; empty ones count as not given.
+
+    Raises:
+        InvalidField: an unknown one, one given twice, or a value that is not allowed.
+    """
+    fields: dict[str, str] = {}
+    twice: list[FieldError] = []
+    for name, value in request.query_params.multi_items():
+        if name in fields:
+            twice.append(FieldError(name, f"{name} is given more than once"))
+        if value:
+            fields[name] = value
+    known = msgspec.structs.fields(kind)  # pyright: ignore[reportArgumentType]
+    names = {field.encode_name for field in known}
+    unknown = [
+        FieldError(name, f"{name} is not a parameter here; there are {', '.join(sorted(names)) or 'none'}")
+        for name in request.query_params
+        if name not in names
+    ]
+    if twice or unknown:
+        raise invalid([*unknown, *twice])
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+
+
+def wanted_positions(request: Request, after: str | None, partitions: int) -> Mapping[int, Position]:
+    """The positions that a read must have folded: those of the header and of ``?after=``.
+
+    Raises:
+        InvalidCursor: a token is not one, or names a partition that there is not.
+    """
+    texts = [text for text in (request.headers.get(POSITION_HEADER), after) if text]
+    if not texts:
+        return {}
+    found = parse_token(",".join(texts))
+    for partition in found:
+        if partition >= partitions:
+            raise InvalidField(f"after: there is no partition {partition}", field="after")
+    return found
+
+

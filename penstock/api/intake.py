@@ -1,0 +1,129 @@
+"""From a request to a durable line: ids are fixed first, then the line is appended, then its outcome is told.
+
+A job whose id we made is surely new: its view is what :func:`penstock.core.job.apply` makes of the line at its acknowledged
+place, and nobody has to be asked. A job that came with an id may be there already: only the fold knows, so its verdict is
+waited for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from penstock.api.deps import ApiDeps, LinePlace
+from penstock.projections.views import enqueued_view
+from penstock.client.idgen import new_id
+from penstock.client.requests import JobRequest, enqueued_event
+from penstock.projections.port import JobView, VerdictView
+from penstock.schemas.codec import encode_line
+from penstock.schemas.errors import IdInUse, PenstockError, ReadBehind, ReadModelUnavailable
+from penstock.schemas.events import Enqueued
+from penstock.schemas.ids import partition_of
+from penstock.schemas.position import LINE_MASK, Position
+
+TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+
+
+class Prepared(NamedTuple):
+    """A line that is ready to be appended. ``given``: its job's id came with the request."""
+
+    event: Enqueued
+    line: bytes
+    partition: int
+    given: bool
+
+
+class Taken(NamedTuple):
+    """A durable job. ``created`` is false when the same job was there before; ``view`` is the first one's then."""
+
+    view: JobView
+    position: Position
+    created: bool
+
+
+class Intake:
+    """Takes jobs in."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        self._deps = deps
+
+    def prepare(self, request: JobRequest, hashed: str, *, actor: str = "api", trace: str = "") -> Prepared:
+        """Fix a job's id and make its line.
+
+        Raises:
+            TooLarge: payload or metadata is.
+            InvalidField: a time is out of range.
+        """
+        deps = self._deps
+        job_id = request.id or new_id()
+        event = enqueued_event(
+            request,
+            job_id=job_id,
+            hashed=hashed,
+            at_ms=deps.now_ms(),
+            actor=actor,
+            trace=trace,
+            max_payload_bytes=deps.options.max_payload_bytes,
+        )
+        partition = partition_of(job_id, deps.topics.partitions)
+        return Prepared(event, encode_line(event), partition, request.id is not None)
+
+    async def take(self, prepared: Prepared) -> Taken:
+        """Append one job and tell what became of it.
+
+        Raises:
+            LogError: it was not acknowledged; ``details["job_id"]`` has the id with which to try again.
+            IdInUse: another job has this id.
+            ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
+        """
+        event = prepared.event
+        try:
+            place = await self._deps.writer.append(prepared.partition, prepared.line)
+        except PenstockError as error:
+            error.details["job_id"] = event.job
+            raise
+        self._deps.metrics.appended(1)
+        position = await self.position(prepared.partition, place)
+        if not prepared.given and place.offset >= 0:
+            return Taken(enqueued_view(event, position, place.time_ms), position, True)
+        try:
+            [verdict] = await self.verdicts([(prepared, position)])
+        except (ReadBehind, ReadModelUnavailable) as error:
+            error.details["job_id"] = event.job
+            raise
+        return _taken(event, position, verdict)
+
+    async def position(self, partition: int, place: LinePlace) -> Position:
+        """Position of an acknowledged line; where that is not known, one that is surely not before it."""
+        if place.offset >= 0:
+            return Position(partition, place.offset, place.line)
+        bounds = await self._deps.log.bounds(self._deps.topics.jobs, partition)
+        return Position(partition, max(bounds.end - 1, 0), LINE_MASK)
+
+    async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:
+        """What the fold made of lines, in order."""
+        wanted = [(position, prepared.event.tenant, prepared.event.job, prepared.event.id) for prepared, position in written]
+        return await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms)
+
+
+def _taken(event: Enqueued, position: Position, verdict: VerdictView) -> Taken:
+    outcome = settle(verdict)
+    if outcome == "conflict" or verdict.job is None:
+        raise IdInUse(
+            f"another job with the id {event.job!r} is already there" if outcome == "conflict" else verdict.reason,
+            job_id=event.job,
+        )
+    return Taken(verdict.job, position, outcome == "created")
+
+
+def settle(verdict: VerdictView) -> Literal["created", "duplicate", "conflict"]:
+    """What a verdict on an ``Enqueued`` means for who sent it."""
+    if verdict.outcome == "applied":
+        return "created"
+    return "duplicate" if verdict.outcome == "duplicate" else "conflict"
+
+
+def trace_of(traceparent: str | None) -> str:
+    """A well-formed W3C traceparent, else nothing: a malformed one is to be ignored."""
+    return traceparent if traceparent and TRACEPARENT.match(traceparent) else ""

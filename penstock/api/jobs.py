@@ -1,0 +1,168 @@
+"""Jobs: put one in, look one up, its history, lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.api.deps import ApiDeps, deps_of
+from penstock.api.http import (
+    JSON,
+    POSITION_HEADER,
+    Answer,
+    Operation,
+    answer,
+    check_media_type,
+    query,
+    read_body,
+    wanted_positions,
+)
+from penstock.api.intake import Intake, trace_of
+from penstock.api.models import History, HistoryQuery, JobList, ListQuery, ReadQuery, decode_job
+from penstock.client.requests import JobRequest
+from penstock.projections.port import HistoryItem, JobsQuery, JobView
+from penstock.schemas.errors import JobNotFound
+
+TENANT = "default"
+
+_encode = msgspec.json.Encoder().encode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+async def create_job(request: Request) -> Response:
+    deps = deps_of(request)
+    check_media_type(request, JSON)
+    body = await read_body(request, deps.options.job_max_bytes)
+    asked, hashed = decode_job(body)
+    intake = Intake(deps)
+    taken = await intake.take(
+        intake.prepare(asked, hashed, trace=trace_of(request.headers.get("traceparent")))
+    )
+    headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
+    return answer(taken.view, 201 if taken.created else 200, headers)
+
+
+async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
+    """Wait for the positions that this read asks for. Raises ReadBehind."""
+    wanted = wanted_positions(request, asked.after, deps.topics.partitions)
+    if wanted:
+        wait_ms = deps.options.read_wait_ms if asked.wait_ms is None else asked.wait_ms
+        await deps.read_model.wait(wanted, wait_ms)
+
+
+async def get_job(request: Request) -> Response:
+    deps = deps_of(request)
+    await wait_for(request, deps, query(request, ReadQuery))
+    job_id = str(request.path_params["id"])
+    view = await deps.read_model.job(TENANT, job_id)
+    if view is None:
+        raise _unknown(job_id)
+    return answer(view)
+
+
+async def get_history(request: Request) -> Response:
+    deps = deps_of(request)
+    asked = query(request, HistoryQuery)
+    await wait_for(request, deps, asked)
+    job_id = str(request.path_params["id"])
+    page = await deps.read_model.history(TENANT, job_id, asked.limit, asked.cursor)
+    if page is None:
+        raise _unknown(job_id)
+    return answer(History([_flat(item) for item in page.items], page.refused, page.next_cursor))
+
+
+def _unknown(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id[:200]!r}.")
+
+
+def _flat(item: HistoryItem) -> msgspec.Raw:
+    """An item with the event's own fields in it; bodies pass through as they were written."""
+    fields: dict[str, Any] = {
+        "type": item.type,
+        "actor": item.actor,
+        "at": item.at,
+        "position": item.position,
+        "outcome": item.outcome,
+    }
+    if item.reason:
+        fields["refusal"] = item.reason
+    own = _fields(item.event)
+    fields.update({name: value for name, value in own.items() if name not in fields})
+    return msgspec.Raw(_encode(fields))
+
+
+async def list_jobs(request: Request) -> Response:
+    deps = deps_of(request)
+    asked = query(request, ListQuery)
+    await wait_for(request, deps, asked)
+    page = await deps.read_model.list_jobs(
+        JobsQuery(
+            tenant=TENANT,
+            state=asked.state or "",
+            queue=asked.queue or "",
+            type=asked.type or "",
+            limit=asked.limit,
+            cursor=asked.cursor,
+        )
+    )
+    return answer(JobList(page.items, page.next_cursor, page.total))
+
+
+_WRITE_HEADERS = {
+    "Location": "Address of the job.",
+    POSITION_HEADER: "Position token: a read that sends it sees this write.",
+}
+READ_HEADERS = {POSITION_HEADER: "Position token of a write that the read must see."}
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/v1/jobs",
+        endpoint=create_job,
+        summary="Put a job in",
+        tag="jobs",
+        body=JobRequest,
+        headers={"traceparent": "W3C trace context, kept with the job."},
+        answers={
+            201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
+            200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
+        },
+        problems=(400, 409, 413, 415, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs",
+        endpoint=list_jobs,
+        summary="List jobs, newest first",
+        tag="jobs",
+        query=ListQuery,
+        headers=READ_HEADERS,
+        answers={200: Answer("A page of jobs.", JobList)},
+        problems=(422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs/{id}",
+        endpoint=get_job,
+        summary="A job",
+        tag="jobs",
+        query=ReadQuery,
+        headers=READ_HEADERS,
+        answers={200: Answer("The job.", JobView)},
+        problems=(404, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs/{id}/history",
+        endpoint=get_history,
+        summary="Every line about a job",
+        tag="jobs",
+        query=HistoryQuery,
+        headers=READ_HEADERS,
+        answers={200: Answer("The history in log order.", History)},
+        problems=(404, 422, 503),
+    ),
+)

@@ -1,0 +1,258 @@
+"""What the API is asked for and what it answers, beyond the job itself: request checks that name every wrong field.
+
+A job's request is :class:`penstock.client.requests.JobRequest`, its answer :class:`penstock.projections.port.JobView`.
+"""
+
+# No `from __future__ import annotations`: msgspec reads these hints at run time.
+
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from penstock.api.problems import FieldError, invalid
+from penstock.client.requests import JobRequest, decode_request, invalid_field
+from penstock.core.job import State
+from penstock.projections.port import CountRow, JobView, QuarantinedItem
+from penstock.schemas.errors import InvalidField
+from penstock.schemas.events import Name
+
+Limit = Annotated[int, Meta(ge=1, le=1_000)]
+WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
+Cursor = Annotated[str, Meta(max_length=1_024)]
+
+
+def decode_job(body: bytes) -> tuple[JobRequest, str]:
+    """A job's request and its hash.
+
+    Raises:
+        MalformedJson: the body is not JSON.
+        InvalidField: with every field that is wrong in ``details["errors"]``.
+    """
+    try:
+        request, hashed = decode_request(body)
+    except InvalidField as error:
+        raise invalid(_every_error(body) or _own(error)) from error
+    if request.run_at is not None and request.delay_ms is not None:
+        message = "delay_ms: give run_at or delay_ms, not both"
+        raise invalid([FieldError("delay_ms", message)])
+    return request, hashed
+
+
+_FIELDS = {field.encode_name: field.type for field in msgspec.structs.fields(JobRequest)}
+
+
+def _own(error: InvalidField) -> list[FieldError]:
+    return [FieldError(str(error.details.get("field", "$")), error.message)]
+
+
+def _every_error(body: bytes) -> list[FieldError]:
+    """Each wrong field for itself: the decoder stops at the first."""
+    try:
+        fields: Any = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return []
+    if not isinstance(fields, dict):
+        return []
+    found: list[FieldError] = []
+    for name, value in cast("dict[str, Any]", fields).items():
+        if name not in _FIELDS:
+            found.append(FieldError(name, f"{name}: unknown field"))
+            continue
+        try:
+            msgspec.convert(value, _FIELDS[name])
+        except msgspec.ValidationError as error:
+            found.append(_below(name, invalid_field(error)))
+    if "type" not in fields:
+        found.append(FieldError("type", "type: missing"))
+    return found
+
+
+def _below(name: str, error: InvalidField) -> FieldError:
+    inner = str(error.details.get("field", "$"))
+    if inner == "$":
+        return FieldError(name, f"{name}: {error.message}")
+    field = f"{name}{inner}" if inner.startswith("[") else f"{name}.{inner}"
+    return FieldError(field, f"{name}: {error.message}")
+
+
+# Query parameters
+
+
+class NoQuery(Struct, frozen=True):
+    """An operation without parameters."""
+
+
+class ReadQuery(Struct, frozen=True):
+    """``after``: a position token; the read waits up to ``wait_ms`` until the read model has it."""
+
+    after: Cursor | None = None
+    wait_ms: WaitMs | None = None
+
+
+class ListQuery(ReadQuery, frozen=True):
+    """Filters and paging of the job list."""
+
+    state: State | None = None
+    queue: Name | None = None
+    type: Name | None = None
+    limit: Limit = 50
+    cursor: Cursor = ""
+
+
+class PageQuery(ReadQuery, frozen=True):
+    """Paging."""
+
+    limit: Limit = 100
+    cursor: Cursor = ""
+
+
+class HistoryQuery(ReadQuery, frozen=True):
+    """Paging of a history."""
+
+    limit: Limit = 1_000
+    cursor: Cursor = ""
+
+
+class AuditQuery(Struct, frozen=True, rename={"start": "from", "stop": "to"}):
+    """One partition, or all; ``from`` and ``to`` (exclusive) are offsets and need ``partition``."""
+
+    partition: Annotated[int, Meta(ge=0)] | None = None
+    start: Annotated[int, Meta(ge=0)] | None = None
+    stop: Annotated[int, Meta(ge=0)] | None = None
+
+
+# Answers
+
+
+class JobList(Struct, frozen=True):
+    """A page of jobs, newest first. ``total`` counts all that the filters match."""
+
+    items: list[JobView]
+    next_cursor: str | None
+    total: int
+
+
+class History(Struct, frozen=True):
+    """Lines about a job in log order. An item has ``type``, ``actor``, ``at`` (log time), ``position``, ``outcome``, ``refusal``
+    (why, when it was refused) and the event's own fields. ``refused`` counts refused lines; the last 20 are listed."""
+
+    items: list[Raw]
+    refused: int
+    next_cursor: str | None
+
+
+class BulkItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one item. ``code`` ``duplicate`` on an accepted one: the same job was there already.
+
+    ``unknown``: the log did not acknowledge it, or the read model did not say in time what became of its id; sending it
+    again with its ``id`` settles it.
+    """
+
+    index: int
+    status: Literal["accepted", "rejected", "unknown"]
+    id: str = ""
+    code: str = ""
+    message: str = ""
+    errors: list[FieldError] = []
+
+
+class BulkAnswer(Struct, frozen=True):
+    """Outcomes in the order of the request. All accepted items are durable."""
+
+    accepted: int
+    rejected: int
+    unknown: int
+    items: list[BulkItem]
+
+
+class QueueView(Struct, frozen=True):
+    """A queue that has, or had, jobs. ``states`` has only states with jobs."""
+
+    name: str
+    jobs: int
+    states: dict[str, int]
+
+
+class Queues(Struct, frozen=True):
+    """All queues by name."""
+
+    items: list[QueueView]
+
+
+class Unhandled(Struct, frozen=True):
+    """Ready jobs of a type that no live worker of their pool handles. They wait; nothing is dropped."""
+
+    type: str
+    pool: str
+    ready: int
+
+
+class Counts(Struct, frozen=True):
+    """Exact counts. ``rows`` has each combination of state, queue, pool and type that has jobs."""
+
+    total: int
+    states: dict[str, int]
+    queues: dict[str, int]
+    types: dict[str, int]
+    rows: list[CountRow]
+    unhandled: list[Unhandled]
+
+
+class WorkerView(Struct, frozen=True, kw_only=True):
+    """A worker as its heartbeats tell. ``via`` is the gateway that speaks for it, empty when it is on the log itself."""
+
+    id: str
+    pool: str
+    types: list[str]
+    concurrency: int
+    busy: int
+    holding: int
+    incarnation: str
+    via: str
+    host: str
+    version: str
+    leaving: bool
+    last_seen: str
+
+
+class Workers(Struct, frozen=True):
+    """Live workers by id."""
+
+    items: list[WorkerView]
+
+
+class Quarantine(Struct, frozen=True):
+    """Lines that could not be decoded."""
+
+    items: list[QuarantinedItem]
+    next_cursor: str | None
+
+
+class PartitionReadiness(Struct, frozen=True, kw_only=True):
+    """How far a partition is folded, and who leads it (empty: nobody yet)."""
+
+    partition: int
+    next_offset: int
+    end_offset: int
+    lag: int
+    leader: str
+    digest: str
+
+
+class Readiness(Struct, frozen=True):
+    """``problems`` is empty when ready."""
+
+    status: Literal["ready", "unready"]
+    problems: list[str]
+    partitions: list[PartitionReadiness]
+
+
+class Health(Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"]
+    version: str
+    uptime_ms: int
+
+

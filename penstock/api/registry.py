@@ -1,0 +1,142 @@
+"""Who is alive: the newest heartbeat of each worker, heard on the log.
+
+Liveness is what others believe too: a worker whose heartbeats have stopped for longer than its lease is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from penstock.log.port import Log
+from penstock.schemas.errors import LogError
+from penstock.schemas.messages import Heartbeat, decode_reports
+from penstock.schemas.topics import Topics
+
+log = logging.getLogger("penstock.api")
+
+LOOK_BACK_MS = 60_000
+SILENT_MS = 15_000
+"""A worker not heard of for this long is not counted as live, however long its lease."""
+
+RETRY_S = 1.0
+
+
+class Seen:
+    """A worker's newest heartbeat. ``heard_ms`` is the log's time of it."""
+
+    __slots__ = ("heard_at", "heard_ms", "heartbeat")
+
+    def __init__(self, heartbeat: Heartbeat, heard_ms: int, heard_at: float) -> None:
+        self.heartbeat = heartbeat
+        self.heard_ms = heard_ms
+        self.heard_at = heard_at
+
+
+class WorkerRegistry:
+    """Follows the workers topic. Use as an async context manager; ``failure`` gets the error that ended it."""
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._clock = clock
+        self._now_ms = now_ms
+        self._seen: dict[str, Seen] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.failure: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.failure = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(), name="penstock-worker-registry")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self.failure is not None:
+            self.failure.cancel()
+
+    # Asking
+
+    def live(self) -> list[Seen]:
+        """Workers heard of lately that have not said good-bye, by id."""
+        now = self._clock()
+        return [
+            seen
+            for _, seen in sorted(self._seen.items())
+            if (now - seen.heard_at) * 1_000 < SILENT_MS
+            and not (seen.heartbeat.leaving and not seen.heartbeat.holding)
+        ]
+
+    def handled(self) -> set[tuple[str, str]]:
+        """(pool, type) of everything that some live worker takes."""
+        return {
+            (seen.heartbeat.pool, job_type)
+            for seen in self.live()
+            if not seen.heartbeat.leaving
+            for job_type in seen.heartbeat.types
+        }
+
+    # Hearing
+
+    def hear(self, heartbeats: Iterable[Heartbeat], heard_ms: int) -> None:
+        """Take in heartbeats of one record."""
+        age_s = max(0, self._now_ms() - heard_ms) / 1_000
+        for heartbeat in heartbeats:
+            known = self._seen.get(heartbeat.worker)
+            if known is not None and _older(heartbeat, known.heartbeat):
+                continue
+            self._seen[heartbeat.worker] = Seen(heartbeat, heard_ms, self._clock() - age_s)
+
+    def forget_silent(self) -> None:
+        """Drop who has not been heard of for long, so that the registry does not grow for ever."""
+        limit = self._clock() - LOOK_BACK_MS / 1_000
+        for worker in [worker for worker, seen in self._seen.items() if seen.heard_at < limit]:
+            del self._seen[worker]
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except LogError as error:
+                log.warning("the worker registry cannot read the log: %s", error.message)
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:
+                assert self.failure is not None
+                if not self.failure.done():
+                    self.failure.set_exception(error)
+                raise
+
+    async def _follow(self) -> None:
+        topic = self._topics.workers
+        since_ms = self._now_ms() - LOOK_BACK_MS
+        starts = {
+            (topic, partition): await self._log.offset_at(topic, partition, since_ms)
+            for partition in range(self._topics.worker_partitions)
+        }
+        async with self._log.tail(starts) as tail:
+            while True:
+                for record in await tail.poll(1_000):
+                    reports = decode_reports(record.value)
+                    self.hear([report for report in reports if isinstance(report, Heartbeat)], record.time_ms)
+                self.forget_silent()
+
+
+def _older(heartbeat: Heartbeat, known: Heartbeat) -> bool:
+    return (heartbeat.incarnation, heartbeat.seq) < (known.incarnation, known.seq)

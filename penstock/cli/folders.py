@@ -1,0 +1,63 @@
+"""The folders that roles keep under ``PENSTOCK_DATA``, and reading the digests that stand in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from penstock.cli.verification import Expected
+from penstock.core.partition import FOLD_VERSION
+from penstock.log.namespace import Namespace
+from penstock.log.port import Log
+from penstock.orchestrator import rows as orchestrator_rows
+from penstock.orchestrator.service import LAYOUT as ORCHESTRATOR_LAYOUT
+from penstock.projections import rows as projection_rows
+from penstock.state.partition_store import PartitionStore, StoreIdentity
+
+
+class FolderKind(NamedTuple):
+    """A role's folder: one sub-folder a partition, each a :class:`~penstock.state.partition_store.PartitionStore`."""
+
+    name: str
+    families: tuple[str, ...]
+    layout: int
+
+    def path(self, data: Path) -> Path:
+        """The role's folder."""
+        return data / self.name
+
+    def exists(self, data: Path, partition: int) -> bool:
+        """Whether there is a fold of this version."""
+        return (self.path(data) / str(partition) / f"fold-{FOLD_VERSION}-{self.layout}").is_dir()
+
+
+ORCHESTRATOR = FolderKind("orchestrator", tuple(orchestrator_rows.FAMILIES), ORCHESTRATOR_LAYOUT)
+PROJECTION = FolderKind("projection", tuple(projection_rows.FAMILIES), projection_rows.LAYOUT)
+
+
+class StoredFold(NamedTuple):
+    """Digests of a stored fold: as recorded, and ``recomputed`` from its rows."""
+
+    digest: str
+    recomputed: str
+    digests: list[Expected]
+
+    @classmethod
+    def read(cls, kind: FolderKind, data: Path, log: Log, namespace: Namespace, partition: int) -> Self:
+        """Read a folder that exists.
+
+        Raises:
+            StoreLocked: a process has it open.
+            HistoryChanged: it is the fold of another log.
+        """
+        topics = namespace.topics
+        identity = StoreIdentity(log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation)
+        path = kind.path(data) / str(partition)
+        with PartitionStore.open(path, identity=identity, extra=kind.families, layout=kind.layout) as store:
+            digests = [
+                Expected(offset, kind.name, recorded.state.hex(), recorded.log.hex())
+                for offset, recorded in store.all_recorded_digests()
+            ]
+            if store.next_offset > 0:
+                digests.append(Expected(store.next_offset, kind.name, store.digest, store.log_digest))
+            return cls(store.digest, store.recompute_digest(), digests)

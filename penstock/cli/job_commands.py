@@ -1,0 +1,297 @@
+"""Commands that ask the API: enqueue, jobs, queues, counts, workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import IO, Annotated, Any, cast
+
+import msgspec
+import typer
+
+from penstock.cli.context import Cli, Output, Server, cli_of
+from penstock.client.calls import Json
+from penstock.client.requests import JobOptions
+from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError
+
+JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+
+STDIN = "-"
+
+
+class JobDidNotSucceed(PenstockError):
+    """The job ended without success."""
+
+
+class SomeRejected(PenstockError):
+    """Some of the jobs were not accepted."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to ``app``."""
+    app.command()(enqueue)
+    app.add_typer(jobs_app, name="jobs")
+    app.command()(queues)
+    app.command()(counts)
+    app.command()(workers)
+
+
+def enqueue(
+    ctx: typer.Context,
+    job_type: Annotated[
+        str | None, typer.Argument(metavar="TYPE", help="Type of the job: the name of its handler.")
+    ] = None,
+    payload: Annotated[
+        str | None, typer.Argument(metavar="JSON|-", help="Payload as JSON; - reads it from stdin.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option()] = None,
+    pool: Annotated[str | None, typer.Option(help="Pool of workers that may run it.")] = None,
+    priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
+    delay_ms: Annotated[int | None, typer.Option(help="Run it no sooner than so many ms from now.")] = None,
+    run_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Run it no sooner than at this time (RFC 3339).")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Do not start it after this time (RFC 3339).")
+    ] = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="Id of the job; a second one with it is refused.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option()] = None,
+    timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given more than once.")] = None,
+    bulk: Annotated[
+        bool,
+        typer.Option(
+            "--bulk", help="Read many jobs from stdin, one JSON object a line, with type and payload."
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the job has ended; exit 1 unless it succeeded.")
+    ] = False,
+    wait_timeout_ms: Annotated[int, typer.Option(min=0, help="How long --wait waits.")] = 60_000,
+    output: Output = None,
+    server: Server = None,
+) -> None:
+    """Put a job on the log, or many with --bulk."""
+    cli = cli_of(ctx, output, server=server)
+    options = {
+        "id": job_id, "queue": queue, "pool": pool, "priority": priority, "delay_ms": delay_ms, "run_at": run_at,
+        "expires_at": expires_at, "max_attempts": max_attempts, "timeout_ms": timeout_ms, "tags": tag,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    if bulk:
+        _enqueue_bulk(cli, job_type, given)
+        return
+    if job_type is None:
+        raise typer.BadParameter("the job's type is missing", param_hint="TYPE")
+    body = _payload(payload)
+    with cli.client() as client:
+        job = client.enqueue(job_type, body, **cast("JobOptions", given))
+        if wait:
+            job = client.wait(job["id"], wait_timeout_ms)
+    if cli.printer.json:
+        cli.printer.value(job)
+    else:
+        _print_job(cli, job)
+    if wait and job["state"] != "succeeded":
+        raise JobDidNotSucceed(f"job {job['id']} is {job['state']}")
+
+
+def _payload(text: str | None) -> Any:
+    if text is None:
+        return None
+    data = sys.stdin.buffer.read() if text == STDIN else text.encode("utf-8", "surrogateescape")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedJson(f"the payload is not JSON: {error}") from error
+
+
+def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> None:
+    defaults = options if job_type is None else {"type": job_type, **options}
+    if "id" in options:
+        raise InvalidField("--id names one job: it does not go with --bulk", field="id")
+    with cli.client() as client:
+        result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults))
+    others = [item for item in result.items if item.get("status") != "accepted"]
+    if cli.printer.json:
+        cli.printer.value({"accepted": result.accepted, "rejected": result.rejected, "items": result.items})
+    else:
+        cli.printer.text(f"{result.accepted} accepted, {len(others)} not")
+        for item in others[:20]:
+            cli.printer.text(f"{item.get('id', '')} {item.get('status', '')}: {item.get('message', '')}")
+    if others:
+        raise SomeRejected(f"{len(others)} of {len(result.items)} jobs were not accepted")
+
+
+def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any]) -> Iterator[Json]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            request = msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedJson(f"line {number} is not a JSON object: {error}") from error
+        yield {**defaults, **request}
+
+
+# Jobs
+
+jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+
+_LIST_COLUMNS = ("id", "type", "queue", "priority", "state", "attempt", "progress", "worker", "created_at")
+
+
+@jobs_app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
+    queue: Annotated[str, typer.Option(help="Only jobs of this queue.")] = "",
+    job_type: Annotated[str, typer.Option("--type", help="Only jobs of this type.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
+    cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",
+    output: Output = None,
+    server: Server = None,
+) -> None:
+    """List jobs, newest first."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type)
+    if cli.printer.json:
+        cli.printer.value(page)
+        return
+    cli.printer.table(_LIST_COLUMNS, (_row(job) for job in page["items"]), "no jobs")
+    more = f"; more with --cursor {page['next_cursor']}" if page["next_cursor"] else ""
+    cli.printer.text(f"{len(page['items'])} of {page['total']}{more}")
+
+
+def _row(job: Json) -> list[Any]:
+    attempt = f"{job['attempt']}/{job['max_attempts']}"
+    values = {**job, "attempt": attempt, "progress": _progress(job)}
+    return [values[name] for name in _LIST_COLUMNS]
+
+
+def _progress(job: Json) -> str:
+    progress = job.get("progress")
+    if not progress:
+        return ""
+    percent = "" if progress["percent"] is None else f"{progress['percent']:g} %"
+    return f"{percent} {progress['message']}".strip()
+
+
+@jobs_app.command()
+def get(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: Server = None) -> None:
+    """Show one job."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        found = client.get(job)
+    if cli.printer.json:
+        cli.printer.value(found)
+    else:
+        _print_job(cli, found)
+
+
+def _print_job(cli: Cli, job: Json) -> None:
+    shown = {**job, "progress": _progress(job)}
+    errors = shown.pop("errors", [])
+    cli.printer.fields((name, value) for name, value in shown.items() if value not in (None, "", [], {}))
+    if errors:
+        cli.printer.table(
+            ("attempt", "code", "message", "at"),
+            ([error["attempt"], error["code"], error["message"], error["at"]] for error in errors),
+        )
+
+
+_ENVELOPE = frozenset(
+    {"type", "actor", "at", "position", "outcome", "reason", "refusal", "job", "id", "v", "tenant"}
+)
+
+
+@jobs_app.command()
+def history(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: Server = None) -> None:
+    """Show everything that happened to a job, refused lines included."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        items = client.history(job)
+    if cli.printer.json:
+        cli.printer.value(items)
+        return
+    cli.printer.table(
+        ("position", "at", "event", "actor", "outcome", "details"), (_history_row(item) for item in items)
+    )
+
+
+def _history_row(item: Json) -> list[Any]:
+    refusal = item.get("refusal") or item.get("reason") or ""
+    outcome = (
+        f"{item.get('outcome', '')}{f': {refusal}' if refusal and item.get('outcome') != 'applied' else ''}"
+    )
+    rest = {name: value for name, value in item.items() if name not in _ENVELOPE}
+    details = " ".join(
+        f"{name}={_short(value)}" for name, value in rest.items() if value not in (None, "", {}, [])
+    )
+    return [item["position"], item["at"], item["type"], item["actor"], outcome, details]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Queues, counts, workers
+
+
+def queues(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
+    """Show queues and how many jobs each has."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        found = client.queues()
+    if cli.printer.json:
+        cli.printer.value(found)
+    else:
+        cli.printer.table(
+            ("queue", "jobs", "states"),
+            ([queue["name"], queue["jobs"], _states(queue["states"].items())] for queue in found["items"]),
+            "no queues yet",
+        )
+
+
+def _states(states: Iterable[tuple[str, int]]) -> str:
+    return " ".join(f"{state}={jobs}" for state, jobs in states)
+
+
+def counts(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
+    """Show exact numbers of jobs by state, queue, pool and type."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        found = client.counts()
+    if cli.printer.json:
+        cli.printer.value(found)
+        return
+    columns = ("state", "queue", "pool", "type", "jobs")
+    cli.printer.table(columns, ([row[name] for name in columns] for row in found["rows"]), "no jobs")
+    cli.printer.text(f"{found['total']} jobs: {_states(found['states'].items())}")
+    for row in found["unhandled"]:
+        cli.printer.text(
+            f"no worker of pool {row['pool']} handles {row['type']}: {row['ready']} ready jobs wait"
+        )
+
+
+def workers(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
+    """Show live workers."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        found = client.workers()
+    if cli.printer.json:
+        cli.printer.value(found)
+        return
+    columns = ("id", "pool", "types", "concurrency", "busy", "holding", "host", "version", "last_seen")
+    cli.printer.table(
+        columns,
+        (
+            [" ".join(row[name]) if name == "types" else row[name] for name in columns]
+            for row in found["items"]
+        ),
+        "no workers",
+    )

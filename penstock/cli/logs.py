@@ -1,0 +1,68 @@
+"""Logging of a process: readable text, or one JSON object a line, on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import msgspec
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_NOISY = ("aiokafka", "httpx", "httpcore", "asyncio")
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def _time(record: logging.LogRecord) -> str:
+    return (
+        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """``{"time", "level", "logger", "message", ...extra fields, "error"}``; time in RFC 3339 UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in _extra(record).items():
+            fields.setdefault(name, value)
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        try:
+            return _encode(fields).decode()
+        except (TypeError, ValueError, RecursionError):
+            # A field that JSON cannot say must not cost the line.
+            return _encode({name: str(value) for name, value in fields.items()}).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """``time level logger message key=value ...``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
+        text = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Log to ``stream`` (stderr) from ``level`` on, as ``text`` or ``json``. Replaces what was set up before."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in _NOISY:
+        # Libraries' own chatter tells an operator nothing unless one looks for it.
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

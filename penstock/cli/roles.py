@@ -1,0 +1,141 @@
+"""Running roles: start them in order, wait, stop them in reverse order within a deadline.
+
+A role is a service: an async context manager with a ``failure`` future, which gets the exception that ended it. One
+that fails ends the process: nothing limps on without a part of itself, and whoever supervises the process sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from penstock.schemas.errors import PenstockError
+
+log = logging.getLogger("penstock.roles")
+
+STOP_DEADLINE_S = 30.0
+FORCED = 130
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Service(Protocol):
+    """What :func:`run_roles` needs of a started role."""
+
+    @property
+    def failure(self) -> asyncio.Future[Any]: ...
+
+
+Compose = Callable[[AsyncExitStack], Awaitable[Sequence[Service]]]
+"""Starts roles on the stack, in order, and returns those whose failure matters."""
+
+
+class StopTimedOut(PenstockError):
+    """The process did not stop in time."""
+
+
+def run(compose: Compose, *, on_ready: Callable[[], None] | None = None) -> None:
+    """Run roles until SIGINT, SIGTERM or the first failure.
+
+    Raises:
+        PenstockError: why a role failed.
+        StopTimedOut: stopping took longer than 30 s.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(run_roles(compose, on_ready=on_ready))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def run_roles(
+    compose: Compose, *, on_ready: Callable[[], None] | None = None, stop_deadline_s: float = STOP_DEADLINE_S
+) -> None:
+    """As :func:`run`, in a running loop."""
+    living = asyncio.create_task(_live(compose, on_ready), name="roles")
+    stopping = asyncio.Event()
+    with _signals(stopping):
+        wanted = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({living, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+        if not living.done():
+            log.info("stopping")
+            living.cancel()
+            await asyncio.wait({living}, timeout=stop_deadline_s)
+        if not living.done():
+            raise StopTimedOut(f"The process did not stop within {stop_deadline_s:g} s.")
+    with contextlib.suppress(asyncio.CancelledError):
+        living.result()
+
+
+async def _live(compose: Compose, on_ready: Callable[[], None] | None) -> None:
+    services: Sequence[Service] = ()
+    try:
+        async with AsyncExitStack() as stack:
+            services = await compose(stack)
+            if on_ready is not None:
+                on_ready()
+            await asyncio.wait([service.failure for service in services], return_when=asyncio.FIRST_COMPLETED)
+            for service in services:
+                _raise_failure(service)
+    finally:
+        for service in services:
+            # Looked at, so that a failure while stopping is not reported a second time by the loop.
+            if service.failure.done() and not service.failure.cancelled():
+                service.failure.exception()
+
+
+def _raise_failure(service: Service) -> None:
+    failure = service.failure
+    if not failure.done():
+        return
+    name = type(service).__name__
+    error = None if failure.cancelled() else failure.exception()
+    if error is None:
+        raise PenstockError(f"{name} ended by itself.")
+    if not isinstance(error, PenstockError):
+        log.critical("%s failed", name, exc_info=error)
+        raise PenstockError(f"{name} failed: {type(error).__name__}: {error}") from error
+    log.critical("%s failed: %s", name, error.message)
+    raise error
+
+
+class _signals(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a verb where it is used
+    """The first signal asks to stop; the second one ends the process at once."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        for number in STOP_SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number in STOP_SIGNALS:
+            self._loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            sys.stderr.write(
+                "penstock: stopped at once; what was running is taken up again after the next start\n"
+            )
+            sys.stderr.flush()
+            os._exit(FORCED)
+        self._stopping.set()
+        sys.stderr.write("penstock: stopping (once more to stop at once)\n")
+        sys.stderr.flush()

@@ -1,0 +1,255 @@
+"""Settings of every process and of the command line: flags over ``PENSTOCK_*`` over a TOML file over defaults.
+
+A setting has one name: ``work_partitions`` in the file is ``PENSTOCK_WORK_PARTITIONS`` in the environment and
+``--work-partitions`` where a command takes it. An empty variable counts as not set. A value that is not allowed and a
+key that does not exist stop the program with a message that names the key and where it was read.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from penstock.client.http import DEFAULT_SERVER
+from penstock.schemas.errors import SettingsInvalid
+from penstock.schemas.events import NAME_PATTERN
+from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES
+from penstock.schemas.topics import Topics
+
+ENV_PREFIX = "PENSTOCK_"
+CONFIG_FILE = "penstock.toml"
+
+EMBEDDED = "embedded:"
+KAFKA = "kafka://"
+
+CLUSTER_PARTITIONS, CLUSTER_WORK_PARTITIONS = 16, 64
+LOCAL_PARTITIONS, LOCAL_WORK_PARTITIONS = 4, 4
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _split(value: Any) -> Any:
+    """Several values in one variable are separated by commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """All settings. Numbers that default to None depend on the log: see the properties."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    log: str = ""
+    """``embedded:PATH`` or ``kafka://host:port,...``; empty is an embedded log in the data folder."""
+    namespace: str = Field("penstock", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}$")
+    partitions: int | None = Field(None, ge=1, le=1_024)
+    work_partitions: int | None = Field(None, ge=2, le=1_024)
+    replication: int | None = Field(None, ge=1, le=15)
+    data: Path = Path("penstock-data")
+    fsync: bool = True
+    """Whether the embedded log is on the disk before a write is acknowledged."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    port: Port = 8700
+    server: str = DEFAULT_SERVER
+    health_port: Port | None = None
+    projection_address: str = ""
+    """``host:port`` on which a projection process answers, and which it tells others."""
+    max_payload_bytes: int = Field(DEFAULT_PAYLOAD_BYTES, ge=1, le=MAX_PAYLOAD_BYTES)
+
+    name: str = Field("", max_length=200)
+    """Name of this process among its like; empty makes one from host and process id."""
+    app: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    pool: str = Field("default", pattern=NAME_PATTERN)
+    concurrency: int = Field(10, ge=1, le=10_000)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_ssl_cafile: Path | None = None
+    kafka_ssl_certfile: Path | None = None
+    kafka_ssl_keyfile: Path | None = None
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, FileSource(settings_cls)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("log")
+    @classmethod
+    def _known_log(cls, value: str) -> str:
+        if not value or (value.startswith(EMBEDDED) and value != EMBEDDED):
+            return value
+        if value.startswith(KAFKA) and all(_is_address(part) for part in value[len(KAFKA) :].split(",")):
+            return value
+        raise ValueError("must be embedded:PATH or kafka://host:port,host:port")
+
+    @field_validator("projection_address")
+    @classmethod
+    def _known_address(cls, value: str) -> str:
+        if value and not _is_address(value, any_port=True):
+            raise ValueError("must be host:port")
+        return value
+
+    @field_validator("server")
+    @classmethod
+    def _known_server(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be a URL like http://host:port")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> "Settings":
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_sasl_username and self.kafka_sasl_password
+        ):
+            raise ValueError("kafka_security_protocol SASL needs kafka_sasl_username and kafka_sasl_password")
+        return self
+
+    @property
+    def log_url(self) -> str:
+        """The log, with the default filled in."""
+        return self.log or f"{EMBEDDED}{self.data}"
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.log_url.startswith(EMBEDDED)
+
+    @property
+    def embedded_path(self) -> Path:
+        """Folder of the embedded log."""
+        return Path(self.log_url.removeprefix(EMBEDDED))
+
+    @property
+    def topics(self) -> Topics:
+        """Names and partition counts of the topics; fewer partitions where one process does everything."""
+        local = self.is_embedded
+        return Topics(
+            namespace=self.namespace,
+            partitions=self.partitions or (LOCAL_PARTITIONS if local else CLUSTER_PARTITIONS),
+            work_partitions=self.work_partitions
+            or (LOCAL_WORK_PARTITIONS if local else CLUSTER_WORK_PARTITIONS),
+        )
+
+    def with_flags(self, **flags: Any) -> "Settings":
+        """These settings with a command's own flags on top; None and empty lists are not given.
+
+        Raises:
+            SettingsInvalid: a value is not allowed.
+        """
+        given = {name: value for name, value in flags.items() if value not in (None, [], ())}
+        unchanged = {name: getattr(self, name) for name in self.model_fields_set}
+        return _build({**unchanged, **given}, given, None)
+
+
+def _is_address(text: str, *, any_port: bool = False) -> bool:
+    host, colon, port = text.rpartition(":")
+    least = 0 if any_port else 1
+    return bool(host and colon) and port.isascii() and port.isdigit() and least <= int(port) <= 65_535
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """What stands in the TOML file that :func:`load` chose."""
+
+    values: Mapping[str, Any] = {}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.values)
+
+
+def load(config: Path | None = None, **flags: Any) -> Settings:
+    """The settings of this process.
+
+    Args:
+        config: the TOML file; None takes ``./penstock.toml`` if there is one.
+        flags: what was given on the command line; None is not given.
+
+    Raises:
+        SettingsInvalid: a value is not allowed, the file cannot be read, or it has a key that does not exist.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, [], ())}
+    return _build(given, given, _file_of(config))
+
+
+def _file_of(config: Path | None) -> Path | None:
+    named = config or (Path(path) if (path := os.environ.get("PENSTOCK_CONFIG")) else None)
+    if named is not None:
+        return named
+    usual = Path(CONFIG_FILE)
+    return usual if usual.is_file() else None
+
+
+def _build(values: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None) -> Settings:
+    in_file = {} if file is None else _read_file(file)
+    FileSource.values = in_file
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsInvalid(
+            "; ".join(_explain(cast("Any", entry), flags, in_file, file) for entry in error.errors())
+        ) from error
+    finally:
+        FileSource.values = {}
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{file} is not TOML: {error}") from error
+    for key in found:
+        if key not in Settings.model_fields:
+            near = difflib.get_close_matches(key, Settings.model_fields, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsInvalid(f"{file}: there is no setting {key!r}{hint}", key=key)
+    return found
+
+
+def _explain(entry: Any, flags: Mapping[str, Any], in_file: Mapping[str, Any], file: Path | None) -> str:
+    reason = str(entry["msg"]).removeprefix("Value error, ")
+    if not entry["loc"]:
+        return reason
+    key = str(entry["loc"][0])
+    variable = f"{ENV_PREFIX}{key.upper()}"
+    if key in flags:
+        source = f"--{key.replace('_', '-')}"
+    elif os.environ.get(variable):
+        source = variable
+    elif key in in_file:
+        source = f"{key} in {file}"
+    else:
+        source = key
+    return f"{source}: {reason}"

@@ -1,0 +1,311 @@
+"""Clients of the API: :class:`Client` blocks, :class:`AsyncClient` awaits.
+
+Both drive the same operations, those of :mod:`penstock.client.calls`.
+
+Answers are the API's JSON as dicts. Every method may raise the errors of :mod:`penstock.schemas.errors` that the API
+answers with, and ServerUnreachable when it does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.requests import JobOptions
+from penstock.schemas.errors import ServerUnreachable, SettingsInvalid
+
+DEFAULT_SERVER = "http://127.0.0.1:8700"
+REQUEST_TIMEOUT_S = 60.0
+
+_Result = TypeVar("_Result")
+
+
+def _checked(server: str) -> str:
+    server = server.rstrip("/")
+    try:
+        url = httpx.URL(server)
+    except httpx.InvalidURL as error:
+        raise SettingsInvalid(f"{server!r} is not a server's URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise SettingsInvalid(f"{server!r} is not a server's URL (http://host:port)")
+    return server
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _answer(response: httpx.Response) -> Answer:
+    return Answer(
+        response.status_code,
+        {name.lower(): value for name, value in response.headers.items()},
+        response.content,
+    )
+
+
+class Client:
+    """A blocking client. Use as a context manager, from one thread at a time.
+
+    Args:
+        server: the API's URL.
+        patience_ms: how long to go on trying when the server does not answer or is not ready.
+        transport: an httpx transport to send through, for tests.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        patience_ms: int = 10_000,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.server = _checked(server)
+        self._calls = Calls(self.server, patience_ms)
+        self._http = httpx.Client(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def enqueue(self, job_type: str, payload: Any = None, /, **options: Unpack[JobOptions]) -> Json:
+        """Put a job on the log; returns it. Without ``id`` it gets one here, so that a repeated call is a duplicate.
+
+        Raises:
+            IdInUse: another job with this id and a different body exists.
+            InvalidField: an option or value is not allowed.
+        """
+        return self._run(self._calls.enqueue(job_type, payload, options))
+
+    def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
+        """Put many jobs on the log, each a mapping with ``type``, ``payload`` and options; sent in chunks."""
+        return self._run(self._calls.enqueue_many(requests))
+
+    def get(self, job_id: str) -> Json:
+        """A job. Raises JobNotFound."""
+        return self._run(self._calls.get(job_id))
+
+    def history(self, job_id: str) -> list[Json]:
+        """All that happened to a job, in log order. Raises JobNotFound."""
+        return self._run(self._calls.history(job_id))
+
+    def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> Iterator[Json]:
+        """Jobs, newest first, read page by page; empty filters do not filter."""
+        cursor = ""
+        while True:
+            page = self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
+            yield from page["items"]
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    def jobs_page(
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
+    ) -> Json:
+        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total``."""
+        return self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
+
+    def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
+        """The job once it has ended. Raises TimeoutError, JobNotFound."""
+        return self._run(self._calls.wait(job_id, timeout_ms))
+
+    def cancel(self, job_id: str, reason: str = "") -> Json:
+        """Ask to stop a job; returns it as it then is. Raises JobNotFound, Conflict."""
+        return self._run(self._calls.cancel(job_id, reason))
+
+    def retry(self, job_id: str, attempts: int = 0) -> Json:
+        """Run an unsuccessful job again, with ``attempts`` more attempts (0: as many as at first). Raises Conflict."""
+        return self._run(self._calls.retry(job_id, attempts))
+
+    def counts(self) -> Any:
+        """Exact numbers of jobs by state, queue, pool and type."""
+        return self._run(self._calls.resource("counts"))
+
+    def queues(self) -> Any:
+        return self._run(self._calls.resource("queues"))
+
+    def workers(self) -> Any:
+        return self._run(self._calls.resource("workers"))
+
+    def resource(self, name: str, **params: str) -> Any:
+        """What ``GET /api/v1/<name>`` answers."""
+        return self._run(self._calls.resource(name, **params))
+
+    def call(self, call: Call) -> Answer:
+        """Send any call, with the client's retries; errors as answers."""
+        return self._run(self._calls.answered(call))
+
+    def stream_lines(self, call: Call) -> Generator[bytes, None, None]:
+        """Lines of a long answer as they come, without their newlines."""
+        try:
+            with self._http.stream(call.method, call.path, params=call.params, timeout=None) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise error_of(_answer(response))
+                rest = b""
+                for chunk in response.iter_bytes():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    yield from lines
+                if rest:
+                    yield rest
+        except httpx.HTTPError as error:
+            raise ServerUnreachable(
+                f"{self.server} does not answer: {_reason(error)}", server=self.server
+            ) from error
+
+    def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
+        answer: Answer | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Pause):
+                time.sleep(step.pause_ms / 1_000)
+                answer = None
+            else:
+                answer = self._send(step)
+
+    def _send(self, call: Call) -> Answer:
+        try:
+            return _answer(self._http.send(_request(self._http, call)))
+        except httpx.HTTPError as error:
+            return Answer(0, {}, b"", _reason(error))
+
+
+class AsyncClient:
+    """An asynchronous client: arguments and methods as :class:`Client`'s.
+
+    Use as an async context manager, in one event loop.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        patience_ms: int = 10_000,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.server = _checked(server)
+        self._calls = Calls(self.server, patience_ms)
+        self._http = httpx.AsyncClient(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def enqueue(self, job_type: str, payload: Any = None, /, **options: Unpack[JobOptions]) -> Json:
+        """As :meth:`Client.enqueue`."""
+        return await self._run(self._calls.enqueue(job_type, payload, options))
+
+    async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
+        """As :meth:`Client.enqueue_many`."""
+        return await self._run(self._calls.enqueue_many(requests))
+
+    async def get(self, job_id: str) -> Json:
+        """As :meth:`Client.get`."""
+        return await self._run(self._calls.get(job_id))
+
+    async def history(self, job_id: str) -> list[Json]:
+        """As :meth:`Client.history`."""
+        return await self._run(self._calls.history(job_id))
+
+    async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
+        """As :meth:`Client.jobs`."""
+        cursor = ""
+        while True:
+            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
+            for job in page["items"]:
+                yield job
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    async def jobs_page(
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
+    ) -> Json:
+        """As :meth:`Client.jobs_page`."""
+        return await self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
+
+    async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
+        """As :meth:`Client.wait`."""
+        return await self._run(self._calls.wait(job_id, timeout_ms))
+
+    async def cancel(self, job_id: str, reason: str = "") -> Json:
+        """As :meth:`Client.cancel`."""
+        return await self._run(self._calls.cancel(job_id, reason))
+
+    async def retry(self, job_id: str, attempts: int = 0) -> Json:
+        """As :meth:`Client.retry`."""
+        return await self._run(self._calls.retry(job_id, attempts))
+
+    async def counts(self) -> Any:
+        """As :meth:`Client.counts`."""
+        return await self._run(self._calls.resource("counts"))
+
+    async def queues(self) -> Any:
+        return await self._run(self._calls.resource("queues"))
+
+    async def workers(self) -> Any:
+        return await self._run(self._calls.resource("workers"))
+
+    async def resource(self, name: str, **params: str) -> Any:
+        """As :meth:`Client.resource`."""
+        return await self._run(self._calls.resource(name, **params))
+
+    async def call(self, call: Call) -> Answer:
+        """As :meth:`Client.call`."""
+        return await self._run(self._calls.answered(call))
+
+    async def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
+        answer: Answer | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.pause_ms / 1_000)
+                answer = None
+            else:
+                answer = await self._send(step)
+
+    async def _send(self, call: Call) -> Answer:
+        try:
+            return _answer(await self._http.send(_request(self._http, call)))
+        except httpx.HTTPError as error:
+            return Answer(0, {}, b"", _reason(error))
+
+
+def _request(http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
+    headers = dict(call.headers)
+    if call.body is not None:
+        headers["content-type"] = call.content_type
+    return http.build_request(
+        call.method, call.path, params=call.params or None, content=call.body, headers=headers
+    )
+
+
+def default_client(**options: Any) -> AsyncClient:
+    """An :class:`AsyncClient` of the server that ``PENSTOCK_SERVER`` names."""
+    return AsyncClient(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER, **options)

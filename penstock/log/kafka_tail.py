@@ -1,0 +1,167 @@
+"""Following partitions of a cluster: assigned by hand, offsets of one's own, no consumer group.
+
+One consumer follows all partitions of a tail: a broker answers a fetch as soon as any of its partitions has a record,
+so none waits for another. Only a *change* of what is followed waits for the fetch under way (``fetch_wait_ms``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
+
+from penstock.log import port
+from penstock.log.kafka_options import KafkaOptions, within
+from penstock.log.memory_topics import check_offset
+from penstock.schemas.errors import LogUnavailable
+
+_FETCH_BYTES = 32 * 1024 * 1024
+_PARTITION_FETCH_BYTES = 4 * 1024 * 1024
+_STOP_MS = 2_000
+_LOG_APPEND_TIME = 1
+
+
+class _Bounds(Protocol):
+    async def bounds(self, topic: str, partition: int) -> port.Bounds: ...
+
+
+class KafkaTail:
+    """See :class:`penstock.log.port.Tail`."""
+
+    def __init__(
+        self, options: KafkaOptions, log: _Bounds, starts: Mapping[port.TopicPartition, int]
+    ) -> None:
+        self._options = options
+        self._log = log
+        self._positions = {TopicPartition(*where): offset for where, offset in starts.items()}
+        # The consumer's own annotations are partial; what is used of it is checked here by tests.
+        self._consumer: Any = None
+        self._dirty = True
+        self._waiting_since: float | None = None
+
+    async def __aenter__(self) -> Self:
+        consumer: Any = AIOKafkaConsumer(
+            group_id=None,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            isolation_level="read_uncommitted",
+            fetch_min_bytes=1,
+            fetch_max_wait_ms=self._options.fetch_wait_ms,
+            fetch_max_bytes=_FETCH_BYTES,
+            max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
+            # The checksum is computed in C and costs less than copying the record.
+            check_crcs=True,
+            request_timeout_ms=self._options.request_timeout_ms,
+            **self._options.connection(),
+        )
+        try:
+            await within(self._options.request_timeout_ms, "starting a consumer", consumer.start())
+        except BaseException:
+            await _stop(consumer)
+            raise
+        self._consumer = consumer
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await _stop(consumer)
+
+    def follow(self, topic: str, partition: int, offset: int) -> None:
+        self._positions[TopicPartition(topic, partition)] = offset
+        self._dirty = True
+
+    def drop(self, topic: str, partition: int) -> None:
+        self._dirty |= self._positions.pop(TopicPartition(topic, partition), None) is not None
+
+    async def poll(self, max_wait_ms: int, max_records: int = 5_000) -> Sequence[port.Record]:
+        consumer = self._open()
+        if self._dirty:
+            self._assign(consumer)
+        if not self._positions:
+            await asyncio.sleep(max_wait_ms / 1000)
+            return []
+        started = time.monotonic()
+        try:
+            fetched: dict[TopicPartition, list[ConsumerRecord[bytes | None, bytes | None]]]
+            fetched = await consumer.getmany(timeout_ms=max_wait_ms, max_records=max_records)
+        except OffsetOutOfRangeError as error:
+            await self._out_of_range()
+            raise LogUnavailable(f"Kafka says that an offset is out of range: {error}") from error
+        except (ConsumerStoppedError, IllegalStateError) as error:
+            raise LogUnavailable("The log or this tail of it is closed.") from error
+        except KafkaError as error:
+            raise LogUnavailable(f"Kafka failed while it was read: {error!r}") from error
+        self._open()
+        records: list[port.Record] = []
+        for where, batch in fetched.items():
+            # A seek or drop during the wait makes what was fetched before it stale.
+            if batch and self._positions.get(where, -1) <= batch[0].offset and not self._dirty:
+                records.extend(map(_record, batch))
+                self._positions[where] = batch[-1].offset + 1
+        if records:
+            self._waiting_since = None
+        else:
+            self._check_silence(consumer, started)
+        return records
+
+    def _assign(self, consumer: Any) -> None:
+        self._dirty = False
+        positions = dict(self._positions)
+        consumer.assign(list(positions))
+        for where, offset in positions.items():
+            consumer.seek(where, offset)
+        self._waiting_since = None
+
+    def _check_silence(self, consumer: Any, poll_started: float) -> None:
+        """Raise when a partition has been waited for longer than ``silence_ms`` and no broker answered about it."""
+        if self._waiting_since is None:
+            self._waiting_since = poll_started
+        limit_ms = self._options.silence_ms
+        if (time.monotonic() - self._waiting_since) * 1000 < limit_ms:
+            return
+        oldest_ms = time.time() * 1000 - limit_ms
+        for where in self._positions:
+            answered_ms = consumer.last_poll_timestamp(where)
+            if answered_ms is None or answered_ms < oldest_ms:
+                raise LogUnavailable(
+                    f"No broker has answered about {where.topic}-{where.partition} for {limit_ms} ms.",
+                    topic=where.topic, partition=where.partition,
+                )  # fmt: skip
+
+    async def _out_of_range(self) -> None:
+        for where, offset in list(self._positions.items()):
+            bounds = await self._log.bounds(where.topic, where.partition)
+            check_offset(where.topic, where.partition, offset, bounds)
+
+    def _open(self) -> Any:
+        if self._consumer is None:
+            raise LogUnavailable("The log or this tail of it is closed.")
+        return self._consumer
+
+
+def _record(found: ConsumerRecord[bytes | None, bytes | None]) -> port.Record:
+    return port.Record(
+        found.topic,
+        found.partition,
+        found.offset,
+        found.timestamp,
+        found.timestamp_type == _LOG_APPEND_TIME,
+        found.key,
+        found.value or b"",
+        tuple(found.headers),
+    )
+
+
+async def _stop(consumer: Any) -> None:
+    """Stop within limits; a consumer that cannot say goodbye is abandoned with its connections."""
+    with contextlib.suppress(LogUnavailable):
+        await within(_STOP_MS, "stopping a consumer", consumer.stop())

@@ -1,0 +1,339 @@
+"""The orchestrator without its surroundings: everything it decides, and nothing that it waits for.
+
+What the machine owns: the fold of each partition, who leads, which worker gets which job, leases, timers, what is owed.
+What the shell (:mod:`penstock.orchestrator.service`) owns: the log, the clocks, the disk's folder, retrying appends. A
+simulator drives the same machine through any schedule.
+
+::
+
+    records of the jobs topic ─┐                        ┌─▶ lines for the jobs topic
+    reports of workers ────────┤  step(inputs, now)     ├─▶ deliveries, signals, beats, echoes
+    beats of others ───────────┘                        └─▶ forwards, quarantine notes, notices
+
+A round trip: an ``Enqueued`` is folded and enters the backlog; with credit, ``Leased`` is proposed; when it comes back,
+accepted, the job is delivered to a worker that was granted it before it ever saw it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from penstock.log.port import Record
+from penstock.orchestrator.fleet import Fleet, Session
+from penstock.orchestrator.leadership import BEAT_EVERY_MS, Peers
+from penstock.orchestrator.outputs import Forward, Now, Outputs
+from penstock.orchestrator.partition import PartitionMachine
+from penstock.orchestrator.rows import Lane
+from penstock.schemas.events import PRIORITIES
+from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, Report, Signal
+from penstock.state.partition_store import PartitionStore
+
+SWEEP_EVERY_MS = 250
+ECHO_EVERY_MS = 500
+DEAF_AFTER_MS = 2_000
+"""Without its own echo for so long, an orchestrator does not know whether workers are silent or itself deaf."""
+
+BEAT_AT_ONCE_MS = 20
+UNHANDLED_EVERY_MS = 60_000
+
+
+class Inputs(Struct):
+    """What has arrived since the last step."""
+
+    records: Sequence[Record] = ()
+    """Of the jobs topic, in order by partition."""
+    reports: Sequence[tuple[int, Report]] = ()
+    """Of the workers topic, each with its partition."""
+    signals: Sequence[Signal] = ()
+    """Broadcast ones."""
+    forwarded: Sequence[Forward] = ()
+    """Forwards that are acknowledged by the log."""
+
+
+class OrchestratorMachine:
+    """Decides for every partition it is given. Not thread-safe; use from one loop.
+
+    Args:
+        name: of the orchestrator, for people.
+        incarnation: of this process, unique.
+        stores: the durable fold of each partition; made with the families of :data:`penstock.orchestrator.rows.FAMILIES`.
+        worker_partitions: how many the workers topic has.
+        settle_ms: how long to listen for others before claiming anything.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: str,
+        stores: Sequence[PartitionStore],
+        now: Now,
+        *,
+        generation: int = 0,
+        worker_partitions: int = 1,
+        settle_ms: int = 0,
+    ) -> None:
+        self.name, self.incarnation = name, incarnation
+        self.fleet = Fleet(incarnation)
+        self.peers = Peers(incarnation)
+        self.partitions = {
+            store.identity.partition: PartitionMachine(store, self.fleet, name, incarnation, generation)
+            for store in stores
+        }
+        self._settled_ms = now.mono_ms + settle_ms
+        self._echoes = {partition: now.mono_ms for partition in range(worker_partitions)}
+        self._hearing = True
+        self._swept_ms = self._echoed_ms = self._beat_ms = now.mono_ms - 10**6
+        self._rested_ms = now.mono_ms
+        self._backlog_told: frozenset[str] = frozenset()
+        self._turn = 0
+        self._unhandled_told_ms: dict[str, int] = {}
+        self.granted = 0
+        """Leases proposed since the start."""
+
+    def caught_up(self, partition: int) -> None:
+        """The shell has read the partition to the end it had at the start: it may be led."""
+        self.partitions[partition].caught_up = True
+
+    def step(self, inputs: Inputs, now: Now) -> Outputs:
+        """Take in what has arrived, decide, and say what is to be done."""
+        out = Outputs()
+        for record in inputs.records:
+            self.partitions[record.partition].fold(record, now, out)
+        for partition, report in inputs.reports:
+            self._hear(partition, report, now, out)
+        for signal in inputs.signals:
+            if type(signal) is Beat:
+                self.peers.hear(signal, now.mono_ms)
+        for forward in inputs.forwarded:
+            machine = self.partitions[forward.source]
+            if machine.role == "leading":
+                machine.forwarded(forward, now, out)
+        self._lead(now, out)
+        for machine in self.partitions.values():
+            machine.tick(now, out)
+        self._dispatch(now, out)
+        self._sweep(now, out)
+        self._beat(now, out)
+        for machine in self.partitions.values():
+            machine.commit_if_due(now)
+        return out
+
+    def next_wakeup_ms(self, now: Now) -> int:
+        """Milliseconds after which a step is due even if nothing arrives."""
+        wait = (
+            min(
+                self._beat_ms + BEAT_EVERY_MS,
+                self._echoed_ms + ECHO_EVERY_MS,
+                self._swept_ms + SWEEP_EVERY_MS,
+            )
+            - now.mono_ms
+        )
+        for machine in self.partitions.values():
+            timer_ms = machine.next_timer_ms()
+            if timer_ms is not None:
+                wait = min(wait, timer_ms - now.log_ms)
+        return max(0, wait)
+
+    @property
+    def leading(self) -> list[PartitionMachine]:
+        return [machine for machine in self.partitions.values() if machine.role == "leading"]
+
+    def leave(self, now: Now) -> Outputs:
+        """Say goodbye, so that others take over at once."""
+        out = Outputs()
+        out.beats.append(
+            Beat(orchestrator=self.name, incarnation=self.incarnation, leaving=True, at=now.log_ms)
+        )
+        for machine in self.partitions.values():
+            machine.commit()
+        return out
+
+    # Leadership
+
+    def _lead(self, now: Now, out: Outputs) -> None:
+        if now.mono_ms < self._settled_ms:
+            return
+        live = self.peers.live(now.mono_ms)
+        for number, machine in self.partitions.items():
+            if machine.role == "leading" or not machine.caught_up:
+                continue
+            if now.mono_ms - machine.announced_ms < self.peers.announce_again_ms(number):
+                continue
+            if self.peers.nominated(number, live):
+                machine.announce(now, out)
+
+    # Workers
+
+    def _hear(self, partition: int, report: Report, now: Now, out: Outputs) -> None:
+        if isinstance(report, Echo):
+            if report.incarnation == self.incarnation:
+                self._echoes[partition] = now.mono_ms
+            return
+        session = self.fleet.hear(report, now.mono_ms)
+        if session is None:
+            return
+        if report.incarnation:
+            self._supersede(session, now, out)
+        if not report.partial:
+            self._hear_leases(session, report, now, out)
+        out.signals[session.route].append(
+            Acknowledged(
+                worker=session.worker,
+                incarnation=session.incarnation,
+                via=session.via,
+                orchestrator=self.name,
+                orchestrator_incarnation=self.incarnation,
+                seq=session.seq,
+                outstanding=session.outstanding,
+            )
+        )
+
+    def _hear_leases(self, session: Session, beat: Heartbeat, now: Now, out: Outputs) -> None:
+        by_partition: dict[int, list[int]] = {}
+        for index, held in enumerate(beat.holding):
+            by_partition.setdefault(held.partition, []).append(index)
+        named: set[tuple[int, str]] = set()
+        for number, indexes in by_partition.items():
+            machine = self.partitions.get(number)
+            if machine is not None and machine.role == "leading":
+                keys = machine.hear(session, [beat.holding[index] for index in indexes], now, out)
+                named.update((number, key) for key in keys)
+        for lease in list(session.leases):
+            if lease not in named:
+                self.partitions[lease[0]].not_named(lease[1], session, now, out)
+
+    def _supersede(self, session: Session, now: Now, out: Outputs) -> None:
+        """End the leases of the worker's older incarnations."""
+        for other in self.fleet.of_worker(session.worker):
+            by_partition: dict[int, list[str]] = {}
+            for number, key in other.leases:
+                lease = self.partitions[number].lease_incarnation(key)
+                if lease is not None and lease < session.incarnation:
+                    by_partition.setdefault(number, []).append(key)
+            for number, keys in by_partition.items():
+                self.partitions[number].supersede(keys, now, out)
+
+    # Dispatch
+
+    def _dispatch(self, now: Now, out: Outputs) -> None:
+        leading = [
+            machine for machine in self.partitions.values() if machine.role == "leading" and not machine.idle
+        ]
+        if not leading:
+            return
+        self._turn += 1
+        for rank in range(len(PRIORITIES)):
+            lanes = {machine.number: machine.lanes(rank) for machine in leading}
+            if not any(lanes.values()):
+                continue
+            sessions = self.fleet.with_room(rank)
+            for index, session in enumerate(sessions):
+                self._fill(session, rank, leading, lanes, len(sessions) - index, now, out)
+
+    def _fill(
+        self,
+        session: Session,
+        rank: int,
+        leading: list[PartitionMachine],
+        lanes: dict[int, list[Lane]],
+        sharing: int,
+        now: Now,
+        out: Outputs,
+    ) -> None:
+        """Give a session its share of what waits; ``sharing`` sessions are still to be served, itself included."""
+        fitting = {
+            machine: [lane for lane in lanes[machine.number] if session.takes(lane)]
+            for machine in leading
+            if lanes[machine.number]
+        }
+        fitting = {machine: of_machine for machine, of_machine in fitting.items() if of_machine}
+        waiting = sum(
+            machine.ready.get(lane, 0) for machine, of_machine in fitting.items() for lane in of_machine
+        )
+        limit = min(session.room(rank), -(-waiting // sharing))
+        order = list(fitting)
+        if order:
+            start = self._turn % len(order)
+            order = order[start:] + order[:start]
+        while order and limit > 0:
+            share = -(-limit // len(order))
+            still: list[PartitionMachine] = []
+            for machine in order:
+                wanted = min(share, limit)
+                given = machine.lease(fitting[machine], session, wanted, now, out) if wanted else 0
+                limit -= given
+                self.granted += given
+                if given and given == wanted:
+                    still.append(machine)
+            order = still
+
+    # Now and then
+
+    def _sweep(self, now: Now, out: Outputs) -> None:
+        if now.mono_ms - self._echoed_ms >= ECHO_EVERY_MS:
+            self._echoed_ms = now.mono_ms
+            out.echo = Echo(orchestrator=self.name, incarnation=self.incarnation, at=now.wall_ms)
+        if now.mono_ms - self._swept_ms < SWEEP_EVERY_MS:
+            return
+        stalled = now.mono_ms - self._swept_ms > DEAF_AFTER_MS and self._swept_ms > 0
+        self._swept_ms = now.mono_ms
+        hearing = not stalled and now.mono_ms - min(self._echoes.values()) <= DEAF_AFTER_MS
+        if hearing and not self._hearing:
+            for machine in self.leading:
+                machine.grant_anew(now)
+        self._hearing = hearing
+        for machine in self.partitions.values():
+            machine.sweep(now, hearing, out)
+        self.fleet.rest(now.mono_ms)
+        self._tell_unhandled(now, out)
+
+    def backlog(self) -> Counter[str]:
+        """Ready jobs of the partitions led, by ``pool/type``."""
+        found: Counter[str] = Counter()
+        for machine in self.leading:
+            for lane, jobs in machine.ready.items():
+                found[f"{lane.pool}/{lane.job_type}"] += jobs
+        return found
+
+    def _beat(self, now: Now, out: Outputs) -> None:
+        due_ms = now.mono_ms - self._beat_ms
+        if due_ms < BEAT_AT_ONCE_MS:
+            return
+        backlog = self.backlog()
+        kinds = frozenset(backlog)
+        if due_ms < BEAT_EVERY_MS and kinds <= self._backlog_told:
+            return
+        self._beat_ms = now.mono_ms
+        self._backlog_told = kinds
+        out.beats.append(
+            Beat(
+                orchestrator=self.name,
+                incarnation=self.incarnation,
+                leads={machine.number: machine.epoch for machine in self.leading},
+                caught_up=tuple(number for number, machine in self.partitions.items() if machine.caught_up),
+                backlog=dict(backlog),
+                at=now.log_ms,
+            )
+        )
+
+    def unhandled(self) -> dict[str, int]:
+        """Ready jobs by ``pool/type`` that no worker heard of lately handles."""
+        handled = {
+            f"{session.pool}/{kind}"
+            for session in self.fleet
+            if not session.leaving
+            for kind in session.types
+        }
+        return {kind: jobs for kind, jobs in self.backlog().items() if kind not in handled}
+
+    def _tell_unhandled(self, now: Now, out: Outputs) -> None:
+        for kind, jobs in self.unhandled().items():
+            told_ms = self._unhandled_told_ms.get(kind)
+            if told_ms is None:
+                self._unhandled_told_ms[kind] = now.mono_ms - UNHANDLED_EVERY_MS + 5_000
+            elif now.mono_ms - told_ms >= UNHANDLED_EVERY_MS:
+                self._unhandled_told_ms[kind] = now.mono_ms
+                out.notices.append(f"{jobs} jobs of {kind} wait: no worker handles that pool and type")

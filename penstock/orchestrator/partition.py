@@ -1,0 +1,345 @@
+"""One partition as its orchestrator sees it: following the log, and, while it leads, deciding what comes next.
+
+::
+
+    following ──nominated──▶ announced ──own LeaderAnnounced folded, accepted──▶ leading
+        ▲                        │ refused: another was first                        │
+        └────────────────────────┴──────── a higher epoch is folded ─────────────────┘
+
+Whatever it does as a leader it derives from folded state: what it proposes counts only when it comes back from the log,
+accepted. So a leader that was deposed without knowing it writes lines that everyone drops, and one that dies owes nothing
+that its successor would not find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from penstock.core.job import Job
+from penstock.core.partition import Folded
+from penstock.log.port import Record
+from penstock.orchestrator.backlog import Backlog
+from penstock.orchestrator.courier import Courier
+from penstock.orchestrator.fleet import Fleet, Session
+from penstock.orchestrator.forwarder import Forwarder
+from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
+from penstock.orchestrator.lines import LeaderLines
+from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
+from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
+from penstock.orchestrator.timers import Timers
+from penstock.schemas import events as ev
+from penstock.schemas.messages import Holding
+from penstock.schemas.position import unpack
+from penstock.state.partition_store import PartitionStore
+
+COMMIT_TOUCHED = 20_000
+COMMIT_BYTES = 32 * 1024 * 1024
+COMMIT_EVERY_MS = 500
+AGAIN_MS = 5_000
+PROPOSAL_LOST_MS = 45_000
+"""A proposed lease that did not come back for so long is given up: longer than the log's writers keep trying."""
+
+Role = Literal["following", "announced", "leading"]
+
+
+class _Proposal:
+    __slots__ = ("lease", "made_ms", "seen", "session")
+
+    def __init__(self, lease: str, session: Session, seen: int, made_ms: int) -> None:
+        self.lease, self.session, self.seen, self.made_ms = lease, session, seen, made_ms
+
+
+class PartitionMachine:
+    """Sans-I/O; driven by :class:`penstock.orchestrator.machine.OrchestratorMachine`."""
+
+    def __init__(
+        self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int
+    ) -> None:
+        self.store = store
+        self.number = store.identity.partition
+        self.role: Role = "following"
+        self.epoch = -1
+        self.caught_up = False
+        self.announced_ms = -(10**9)
+        self.quarantined_until = -1
+        """Highest packed position known to stand on the quarantine topic."""
+        self._fleet = fleet
+        self._incarnation = incarnation
+        self._lines = LeaderLines(self.number, orchestrator, incarnation)
+        self._courier = Courier(store, generation)
+        self._index = Index(store.store)
+        self._committed_ms = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._backlog = Backlog(self._index, self.commit, self.store.job)
+        self._timers = Timers(self._index, self.commit)
+        self._leases = LeaseKeeper(self.number)
+        self._forwarder = Forwarder(self.number, self.store.identity.partitions)
+        self._proposals: dict[str, _Proposal] = {}
+        self._owed: dict[str, int] = {}
+        """Dead jobs whose record is owed: when it was last written, ms; 0 is never."""
+
+    # Storing
+
+    def commit(self) -> None:
+        """Write what was folded, and the rows derived from it, in one batch."""
+        self.store.commit(self._index.write)
+
+    def commit_if_due(self, now: Now) -> None:
+        store = self.store
+        full = store.touched >= COMMIT_TOUCHED or store.pending_bytes >= COMMIT_BYTES
+        if full or (store.touched and now.mono_ms - self._committed_ms >= COMMIT_EVERY_MS):
+            self.commit()
+            self._committed_ms = now.mono_ms
+
+    # Folding
+
+    def fold(self, record: Record, now: Now, out: Outputs) -> None:
+        """Fold a record of this partition and react to each of its lines."""
+        for folded in self.store.fold(record):
+            self._index.note(folded)
+            if self.role == "leading":
+                self._react(folded, now, out)
+            if type(folded.event) is ev.LeaderAnnounced:
+                self._announcement(folded.event, folded, now, out)
+
+    def _announcement(self, event: ev.LeaderAnnounced, folded: Folded, now: Now, out: Outputs) -> None:
+        mine = event.incarnation == self._incarnation
+        if folded.outcome != "applied":
+            if mine and self.role == "announced":
+                self.role = "following"
+            return
+        if self.role == "leading":
+            self._step_down(out)
+        if mine:
+            self._take_over(folded.position, now, out)
+        else:
+            self.role = "following"
+
+    def announce(self, now: Now, out: Outputs) -> None:
+        """Claim the partition. It leads once the claim is folded and accepted."""
+        self.announced_ms = now.mono_ms
+        if self.role == "following":
+            self.role = "announced"
+        out.lines[self.number].append(self._lines.announced(self.store.state.epoch, now))
+
+    def _step_down(self, out: Outputs) -> None:
+        out.notices.append(f"partition {self.number}: another leads, stepping down")
+        self.role = "following"
+        self._leases.release()
+        for proposal in self._proposals.values():
+            proposal.session.proposed -= 1
+        self._reset()
+
+    def _take_over(self, epoch: int, now: Now, out: Outputs) -> None:
+        """Find again all that the partition's leader owes. Every running lease is granted anew in full."""
+        self.role, self.epoch, self._lines.epoch = "leading", epoch, epoch
+        self.commit()
+        self._reset()
+        self._backlog.load()
+        for key in self._index.keys(ACTIVE):
+            job = self.store.job(key)
+            if job is not None and job.state == "active":
+                self._leases.grant(job, self._fleet.session(job.worker, job.via), now.mono_ms)
+        self._owed = dict.fromkeys(self._index.keys(DEAD), 0)
+        self._forwarder.load(self.store.committed_misrouted())
+        out.quarantine.extend(
+            QuarantineNote(self.number, *note)
+            for note in self._index.quarantined_after(self.quarantined_until)
+        )
+        out.notices.append(
+            f"partition {self.number}: leading with epoch {unpack(self.number, epoch)}, {sum(self.ready.values())} jobs ready,"
+            f" {len(self._leases)} leased"
+        )
+
+    # Reacting as the leader
+
+    def _react(self, folded: Folded, now: Now, out: Outputs) -> None:
+        event, before, after = folded.event, folded.before, folded.after
+        if folded.outcome == "applied":
+            if type(event) is ev.Leased and after is not None:
+                self._granted(after, now, folded.time_ms, out)
+                return
+            if before is not None and before.state == "active":
+                self._held(folded, before, after, now, out)
+            if after is not None and (before is None or before.state != after.state):
+                self._moved(after, folded.position)
+        elif type(event) is ev.Leased:
+            self._lease_refused(event)
+        elif folded.outcome == "misrouted":
+            self._forwarder.add(folded.position, folded.line)
+        elif folded.outcome == "quarantined":
+            out.quarantine.append(QuarantineNote(self.number, *quarantine_note(folded)))
+
+    def _moved(self, job: Job, position: int) -> None:
+        """A job has come into another state: remember what has to happen next."""
+        if job.state == "ready":
+            self._backlog.push(job, position)
+        elif job.state == "dead" and not job.dead_lettered:
+            self._owed[job.key] = 0
+        self._timers.add(job)
+
+    def _held(self, folded: Folded, before: Job, after: Job | None, now: Now, out: Outputs) -> None:
+        """A line about a job that was running."""
+        if after is not None and after.state == "active":
+            lease = self._leases.get(before.key)
+            if after.cancel and not before.cancel and lease is not None:
+                lease.cancel_ms = now.mono_ms + CANCEL_GRACE_MS
+                self._courier.cancel(after, lease.session, out)
+            return
+        lease = self._leases.end(before.key)
+        event = folded.event
+        if lease is None:
+            return
+        if type(event) is ev.Returned and event.reason == "surplus":
+            lease.session.close_surplus()
+        elif type(event) is ev.LeaseExpired or type(event) is ev.Cancelled:
+            reason = "timeout" if type(event) is ev.LeaseExpired and event.reason == "timeout" else "expired"
+            self._courier.lease_gone(lease.session, before.id, before.tenant, before.lease, reason, out)
+
+    def _granted(self, job: Job, now: Now, time_ms: int, out: Outputs) -> None:
+        proposal = self._proposals.pop(job.key, None)
+        if proposal is not None:
+            proposal.session.proposed -= 1
+        session = self._fleet.session(job.worker, job.via)
+        self._leases.grant(job, session, now.mono_ms)
+        self._courier.deliver(job, session, time_ms, out)
+
+    def _lease_refused(self, event: ev.Leased) -> None:
+        """One's own proposal came too late: the job has changed. What it is now decides on its place in the backlog."""
+        key = f"{event.tenant}/{event.job}"
+        proposal = self._proposals.get(key)
+        if proposal is None or proposal.lease != event.id:
+            return
+        del self._proposals[key]
+        proposal.session.proposed -= 1
+        job = self.store.job(key)
+        if job is not None and job.state == "ready":
+            self._backlog.put_back(job)
+
+    # Leasing
+
+    @property
+    def ready(self) -> dict[Lane, int]:
+        """Ready jobs by lane."""
+        return self._index.ready
+
+    @property
+    def owes(self) -> bool:
+        return bool(self._owed) or bool(self._forwarder)
+
+    @property
+    def leases(self) -> int:
+        return len(self._leases)
+
+    def lanes(self, rank: int) -> list[Lane]:
+        return self._backlog.lanes(rank)
+
+    @property
+    def idle(self) -> bool:
+        return self._backlog.empty
+
+    def lease(self, lanes: list[Lane], session: Session, limit: int, now: Now, out: Outputs) -> int:
+        """Propose leases of up to ``limit`` jobs of these lanes to a session; how many were proposed."""
+        jobs = self._backlog.take(lanes, limit, self._proposals.__contains__)
+        lines = out.lines[self.number] if jobs else []
+        for job in jobs:
+            lease, line = self._lines.leased(job, session, now)
+            lines.append(line)
+            self._proposals[job.key] = _Proposal(lease, session, job.seen, now.mono_ms)
+        session.proposed += len(jobs)
+        return len(jobs)
+
+    # Hearing from holders
+
+    def hear(self, session: Session, holding: Iterable[Holding], now: Now, out: Outputs) -> set[str]:
+        """Renew the leases that a full heartbeat names; keys of those that are its."""
+        named: set[str] = set()
+        for held in holding:
+            key = held.job_key
+            lease = self._leases.get(key)
+            if lease is None or lease.lease != held.lease or lease.session.worker != session.worker:
+                tenant, _, job_id = key.partition("/")
+                self._courier.lease_gone(session, job_id, tenant, held.lease, "ended", out)
+                continue
+            self._leases.renew(lease, key, session, held.run_ms, now.mono_ms)
+            named.add(key)
+            if lease.cancel_ms:
+                job = self.store.job(key)
+                if job is not None:
+                    self._courier.cancel(job, lease.session, out)
+        return named
+
+    def not_named(self, key: str, session: Session, now: Now, out: Outputs) -> None:
+        """The holder's full heartbeat left out a lease: after two of these it is delivered again."""
+        if self._leases.missed(key):
+            job = self.store.job(key)
+            if job is not None and job.state == "active":
+                self._courier.deliver(job, session, now.log_ms, out)
+
+    def lease_incarnation(self, key: str) -> str | None:
+        """Of the holder of a job's lease; None if it is not leased."""
+        lease = self._leases.get(key)
+        return None if lease is None else lease.incarnation
+
+    def supersede(self, keys: list[str], now: Now, out: Outputs) -> None:
+        """The holder was restarted: end these leases at once."""
+        for key in keys:
+            lease = self._leases.get(key)
+            if lease is not None and now.mono_ms >= lease.ending_ms:
+                lease.ending_ms = now.mono_ms + AGAIN_MS
+                out.lines[self.number].append(self._lines.lease_expired(key, lease, "superseded", now))
+
+    # Time
+
+    def next_timer_ms(self) -> int | None:
+        """Log time at which a timer fires."""
+        return self._timers.next_ms() if self.role == "leading" else None
+
+    def tick(self, now: Now, out: Outputs) -> None:
+        """Fire timers; write what is owed."""
+        if self.role != "leading":
+            return
+        for kind, job in self._timers.fire(now.log_ms, self.store.job):
+            line = self._lines.due(job, now) if kind == DUE else self._lines.expired(job, now)
+            out.lines[self.number].append(line)
+        for key, written_ms in list(self._owed.items()):
+            job = self.store.job(key)
+            if job is None or job.state != "dead" or job.dead_lettered:
+                del self._owed[key]
+            elif not written_ms or now.mono_ms - written_ms >= AGAIN_MS:
+                self._owed[key] = max(1, now.mono_ms)
+                out.lines[self.number].append(self._lines.dead_lettered(job, now))
+        out.forwards.extend(self._forwarder.next())
+
+    def sweep(self, now: Now, hearing: bool, out: Outputs) -> None:
+        """Now and then: end overdue leases, unless heartbeats could not be heard; give up lost proposals."""
+        if self.role != "leading":
+            return
+        if hearing:
+            for key, lease, reason in self._leases.overdue(now.mono_ms):
+                if reason != "cancel":
+                    out.lines[self.number].append(self._lines.lease_expired(key, lease, reason, now))
+                elif (job := self.store.job(key)) is not None:
+                    out.lines[self.number].append(self._lines.cancelled(job, now))
+        for key, proposal in list(self._proposals.items()):
+            if now.mono_ms - proposal.made_ms >= PROPOSAL_LOST_MS:
+                del self._proposals[key]
+                proposal.session.proposed -= 1
+                job = self.store.job(key)
+                if job is not None and job.state == "ready":
+                    self._backlog.put_back(job)
+
+    def grant_anew(self, now: Now) -> None:
+        """Heartbeats can be heard again after a time in which they could not."""
+        self._leases.grant_anew(now.mono_ms)
+
+    # Forwarding
+
+    def forwarded(self, forward: Forward, now: Now, out: Outputs) -> None:
+        """The lines of ``forward`` stand in their partition: strike them off here."""
+        for position, target in self._forwarder.landed(forward.batch):
+            out.lines[self.number].append(self._lines.forwarded(position, target, now))
+        out.forwards.extend(self._forwarder.next())

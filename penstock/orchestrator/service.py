@@ -1,0 +1,267 @@
+"""The orchestrator's shell: reads the log, drives the machine, carries out what it decides.
+
+One task reads the jobs topic, one the hints (workers, broadcast signals, quarantine), and one steps the machine
+whenever something arrived or a timer is due. What ends one of them ends the service, loudly: ``failure`` gets the exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from penstock.log.bundler import Bundler
+from penstock.log.namespace import Namespace
+from penstock.log.port import Log, Record
+from penstock.orchestrator.clock import LogClock
+from penstock.orchestrator.machine import Inputs, OrchestratorMachine
+from penstock.orchestrator.outbox import Outbox, QuarantineLine
+from penstock.orchestrator.outputs import Forward
+from penstock.orchestrator.rows import FAMILIES
+from penstock.schemas.errors import InvalidCursor
+from penstock.schemas.ids import ulid
+from penstock.schemas.messages import Echo, Report, Signal, decode_reports, decode_signals
+from penstock.schemas.position import parse
+from penstock.schemas.topics import BROADCAST
+from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
+
+_log = logging.getLogger("penstock.orchestrator")
+
+LAYOUT = 1
+"""Version of the rows that the orchestrator derives."""
+
+READ_BACK_MS = 5_000
+"""How far back the workers topic is read at the start: more than two heartbeats."""
+
+STEP_RECORDS = 64
+"""Records folded in one step at most, so that the loop is never held for long."""
+
+INBOX_RECORDS = 512
+
+_decode_quarantined = msgspec.json.Decoder(QuarantineLine).decode
+
+
+class Orchestrator:
+    """Follows every partition and leads those it is nominated for. Use as an async context manager.
+
+    Args:
+        log: an open log.
+        namespace: its opened topics.
+        data_dir: folder of its state, one sub-folder a partition; may be deleted at any time while it is stopped.
+        name: shown to people; the host and process by default.
+        settle_ms: how long to listen for other orchestrators before leading; 0 where there can be none.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        namespace: Namespace,
+        data_dir: str | Path,
+        *,
+        name: str = "",
+        settle_ms: int = 1_200,
+        store_factory: StoreFactory = rocks_store,
+    ) -> None:
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.incarnation = ulid(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._log = log
+        self._namespace = namespace
+        self._topics = namespace.topics
+        self._data_dir = Path(data_dir)
+        self._settle_ms = settle_ms
+        self._store_factory = store_factory
+        self._clock = LogClock()
+        self._bundler = Bundler(log, self._topics.jobs)
+        self._outbox = Outbox(log, self._topics, self._bundler, self._forward_landed)
+        self._records: deque[Record] = deque()
+        self._reports: list[tuple[int, Report]] = []
+        self._signals: list[Signal] = []
+        self._forwarded: list[Forward] = []
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._ends: dict[int, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stores: list[PartitionStore] = []
+        self.stepped_ms = 0
+        """Monotonic time of the last step, for health."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+        for work in (self._read_jobs, self._read_hints, self._run):
+            self._tasks.append(
+                asyncio.create_task(self._supervised(work), name=f"orchestrator-{work.__name__}")
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.failure.done() and not self.failure.cancelled():
+            self.failure.exception()
+        else:
+            self._outbox.carry_out(self.machine.leave(self._clock.now()))
+        await self._outbox.drain()
+        await self._close()
+
+    async def _open(self) -> None:
+        topics = self._topics
+        for partition in range(topics.partitions):
+            identity = StoreIdentity(
+                self._log.cluster_id, topics.jobs, partition, topics.partitions, self._namespace.generation
+            )
+            store = PartitionStore.open(
+                self._data_dir / str(partition),
+                identity=identity,
+                extra=FAMILIES,
+                layout=LAYOUT,
+                store_factory=self._store_factory,
+            )
+            self._stores.append(store)
+            await store.verify_last_record(self._log)
+            self._ends[partition] = (await self._log.bounds(topics.jobs, partition)).end
+            await asyncio.sleep(0)
+        await self._bundler.__aenter__()
+        self.machine = OrchestratorMachine(
+            self.name,
+            self.incarnation,
+            self._stores,
+            self._clock.now(),
+            generation=self._namespace.generation,
+            worker_partitions=topics.worker_partitions,
+            settle_ms=self._settle_ms,
+        )
+        self._note_caught_up()
+
+    async def _close(self) -> None:
+        await self._bundler.__aexit__(None, None, None)
+        for store in self._stores:
+            store.close()
+        self._stores.clear()
+
+    async def _supervised(self, work: Callable[[], object]) -> None:
+        try:
+            await work()  # type: ignore[misc]  # the three loops are coroutines
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            _log.error("the orchestrator stops: %s", error, exc_info=not isinstance(error, OSError))
+            if not self.failure.done():
+                self.failure.set_exception(error)
+
+    # Reading
+
+    async def _read_jobs(self) -> None:
+        topic = self._topics.jobs
+        starts = {(topic, store.partition): store.next_offset for store in self._stores}
+        async with self._log.tail(starts) as tail:
+            while True:
+                await self._room.wait()
+                records = await tail.poll(1_000, INBOX_RECORDS)
+                if records:
+                    self._records.extend(records)
+                    if len(self._records) >= INBOX_RECORDS:
+                        self._room.clear()
+                    self._arrived.set()
+                elif self._ends and not self._records:
+                    self._ends.clear()
+                    for store in self._stores:
+                        self.machine.caught_up(store.partition)
+                    self._arrived.set()
+
+    async def _read_hints(self) -> None:
+        topics = self._topics
+        since_ms = self._clock.now().log_ms - READ_BACK_MS
+        starts = {(topics.signals, BROADCAST): (await self._log.bounds(topics.signals, BROADCAST)).end}
+        for partition in range(topics.worker_partitions):
+            starts[topics.workers, partition] = await self._log.offset_at(topics.workers, partition, since_ms)
+        starts[topics.quarantine, 0] = (await self._log.bounds(topics.quarantine, 0)).start
+        async with self._log.tail(starts) as tail:
+            while True:
+                records = await tail.poll(1_000)
+                for record in records:
+                    self._take_hint(record)
+                if records:
+                    self._arrived.set()
+
+    def _take_hint(self, record: Record) -> None:
+        if record.topic == self._topics.workers:
+            for report in decode_reports(record.value):
+                if isinstance(report, Echo) and report.incarnation == self.incarnation and record.append_time:
+                    self._clock.observe(record.time_ms, report.at)
+                self._reports.append((record.partition, report))
+        elif record.topic == self._topics.signals:
+            self._signals.extend(decode_signals(record.value))
+        else:
+            self._take_quarantined(record.value)
+
+    def _take_quarantined(self, value: bytes) -> None:
+        for line in value.split(b"\n"):
+            try:
+                position = parse(_decode_quarantined(line).position)
+            except (msgspec.DecodeError, InvalidCursor):
+                continue
+            machine = self.machine.partitions.get(position.partition)
+            if machine is not None:
+                machine.quarantined_until = max(machine.quarantined_until, position.packed)
+
+    def _forward_landed(self, forward: Forward) -> None:
+        self._forwarded.append(forward)
+        self._arrived.set()
+
+    # Stepping
+
+    async def _run(self) -> None:
+        while True:
+            wait_ms = self.machine.next_wakeup_ms(self._clock.now())
+            if not self._records and not self._arrived.is_set() and wait_ms > 0:
+                try:
+                    async with asyncio.timeout(wait_ms / 1_000):
+                        await self._arrived.wait()
+                except TimeoutError:
+                    pass
+            else:
+                await asyncio.sleep(0)
+            self._arrived.clear()
+            self._step()
+
+    def _step(self) -> None:
+        records = self._next_records()
+        inputs = Inputs(records, self._reports, self._signals, self._forwarded)
+        self._reports, self._signals, self._forwarded = [], [], []
+        now = self._clock.now()
+        self._outbox.carry_out(self.machine.step(inputs, now))
+        self.stepped_ms = now.mono_ms
+        if self._ends:
+            self._note_caught_up()
+
+    def _next_records(self) -> Sequence[Record]:
+        count = min(STEP_RECORDS, len(self._records))
+        records = [self._records.popleft() for _ in range(count)]
+        if not self._room.is_set() and len(self._records) < INBOX_RECORDS // 2:
+            self._room.set()
+        return records
+
+    def _note_caught_up(self) -> None:
+        for store in self._stores:
+            end = self._ends.get(store.partition)
+            if end is not None and store.next_offset >= end:
+                del self._ends[store.partition]
+                self.machine.caught_up(store.partition)

@@ -1,0 +1,189 @@
+"""What one partition's read model keeps of each folded line: history, failures, index, counts, quarantine.
+
+Lines are gathered in memory by job; a commit writes each touched job once, in the same batch as the fold's rows, so the
+views can never be at another offset than the state.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from penstock.core.job import Job
+from penstock.core.partition import Folded
+from penstock.log.kv import Batch
+from penstock.log.port import Record
+from penstock.projections.groups import Groups
+from penstock.projections.rows import (
+    ERRORS,
+    HISTORY,
+    INDEX,
+    KEPT_REFUSED,
+    QUARANTINE,
+    REFUSED,
+    Line,
+    QuarantineRow,
+    RefusedRow,
+    RefusedSummary,
+    decode_errors,
+    decode_summary,
+    encode,
+    index_key,
+    job_prefix,
+    number,
+)
+from penstock.projections.views import SHOWN_ERRORS, ErrorRow, error_of
+from penstock.schemas import events as ev
+from penstock.schemas.ids import job_key
+from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
+from penstock.state.partition_store import PartitionStore
+
+_TELLS_OF_FAILURE = (ev.Failed, ev.LeaseExpired, ev.Expired)
+
+
+class _Touched:
+    """A job in this commit: as it was before, as it is now, and the accepted lines between."""
+
+    __slots__ = ("after", "before", "lines")
+
+    def __init__(self, before: Job | None, after: Job | None, line: Line) -> None:
+        self.before = before
+        self.after = after
+        self.lines = [line]
+
+
+class Projector:
+    """Folds one partition into its store and views. Use from one thread."""
+
+    def __init__(self, store: PartitionStore) -> None:
+        self.store = store
+        self.groups = Groups(store.store)
+        self._lines_folded = 0
+        self._touched: dict[str, _Touched] = {}
+        self._refused: dict[str, list[tuple[int, RefusedRow]]] = {}
+        self._refused_counts: dict[str, int] = {}
+        self._errors: dict[str, list[ErrorRow]] = {}
+        self._quarantined: list[tuple[int, QuarantineRow]] = []
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything is folded that is not committed."""
+        return self.store.next_offset != self.store.committed_offset
+
+    def fold(self, record: Record) -> None:
+        """Fold one record in memory. Raises UnknownRules."""
+        folded = self.store.fold(record)
+        self._lines_folded += len(folded)
+        touched = self._touched
+        for line in folded:
+            if line.outcome != "applied":
+                self._keep_refused(line)
+                continue
+            key = line.key
+            if not key:
+                continue
+            entry = touched.get(key)
+            item = (line.position, line.time_ms, line.line)
+            if entry is None:
+                touched[key] = _Touched(line.before, line.after, item)
+            else:
+                entry.after = line.after
+                entry.lines.append(item)
+            if isinstance(line.event, _TELLS_OF_FAILURE):
+                self._keep_error(line)
+            elif line.after is None:
+                self._errors[key] = []
+
+    def take_lines_folded(self) -> int:
+        """Lines folded since the last call."""
+        lines, self._lines_folded = self._lines_folded, 0
+        return lines
+
+    def commit(self) -> None:
+        """Write all that was folded."""
+        self.store.commit(self._write)
+        self._touched.clear()
+        self._refused.clear()
+        self._refused_counts.clear()
+        self._errors.clear()
+        self._quarantined.clear()
+
+    # What is rare
+
+    def _keep_error(self, line: Folded) -> None:
+        error = error_of(line)
+        if error is None:
+            return
+        errors = self._errors.get(line.key)
+        if errors is None:
+            data = self.store.store.get(ERRORS, line.key.encode())
+            errors = self._errors[line.key] = [] if data is None else decode_errors(data)
+        errors.append(error)
+        del errors[:-SHOWN_ERRORS]
+
+    def _keep_refused(self, line: Folded) -> None:
+        """A refused line stays with the job it spoke of; one of no known job leaves only the fold's counters."""
+        if line.outcome == "quarantined":
+            self._quarantine(line)
+            return
+        key = line.key
+        if not key and isinstance(line.event, ev.JobEvent):
+            key = job_key(line.event.tenant, line.event.job)
+        if not key or line.outcome == "misrouted" or self.store.job(key) is None:
+            return
+        rows = self._refused.setdefault(key, [])
+        rows.append((line.position, RefusedRow(line.time_ms, line.outcome, line.reason, line.line)))
+        del rows[:-KEPT_REFUSED]
+        self._refused_counts[key] = self._refused_counts.get(key, 0) + 1
+
+    def _quarantine(self, line: Folded) -> None:
+        reason, _, message = line.reason.partition(": ")
+        head, size_bytes = line.line[:QUARANTINE_HEAD_BYTES], len(line.line)
+        row = QuarantineRow(
+            line.time_ms, reason, message, sha256(line.line).digest(), size_bytes, bytes(head)
+        )
+        self._quarantined.append((line.position, row))
+
+    # Writing
+
+    def _write(self, batch: Batch) -> None:
+        put = batch.put
+        for key, touched in self._touched.items():
+            lines = touched.lines
+            put(HISTORY, job_prefix(key) + number(lines[0][0]), encode(lines))
+            self._write_index(batch, key, touched.before, touched.after)
+        for key, errors in self._errors.items():
+            touched = self._touched[key]
+            if touched.after is not None:
+                put(ERRORS, key.encode(), encode(errors))
+        for key, rows in self._refused.items():
+            self._write_refused(batch, key, rows)
+        for position, row in self._quarantined:
+            put(QUARANTINE, number(position), encode(row))
+        self.groups.write(batch)
+
+    def _write_index(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
+        groups = self.groups
+        if after is None:
+            batch.delete(ERRORS, key.encode())
+        old = None if before is None else groups.of(before)
+        new = None if after is None else groups.of(after)
+        if old is new and (before is None or after is None or before.created_at_ms == after.created_at_ms):
+            return
+        if old is not None and before is not None:
+            batch.delete(INDEX, index_key(old.prefix, before.created_at_ms, before.id))
+            groups.remove(old)
+        if new is not None and after is not None:
+            batch.put(INDEX, index_key(new.prefix, after.created_at_ms, after.id), b"")
+            groups.add(new, after.created_at_ms)
+
+    def _write_refused(self, batch: Batch, key: str, rows: list[tuple[int, RefusedRow]]) -> None:
+        prefix = job_prefix(key)
+        data = self.store.store.get(REFUSED, prefix)
+        summary = RefusedSummary() if data is None else decode_summary(data)
+        positions = summary.positions + [position for position, _ in rows]
+        for position in positions[:-KEPT_REFUSED]:
+            batch.delete(REFUSED, prefix + number(position))
+        for position, row in rows:
+            batch.put(REFUSED, prefix + number(position), encode(row))
+        count = summary.count + self._refused_counts[key]
+        batch.put(REFUSED, prefix, encode(RefusedSummary(count, positions[-KEPT_REFUSED:])))

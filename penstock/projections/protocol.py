@@ -1,0 +1,145 @@
+"""How a process asks a projection process: frames over TCP, many requests under way on one connection.
+
+A frame is its length (4 bytes, big-endian) and that many bytes of JSON: bodies of jobs are raw JSON already and pass through
+unread. A client's first frame is :class:`Hello`, and is answered like a request, with id 0; then come :class:`Request` frames,
+each answered by one :class:`Response` with its id, in any order. Only for the inside of a cluster: there is no
+authentication.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from penstock.projections.port import JobsQuery
+from penstock.schemas.errors import (
+    BadRequest,
+    InvalidCursor,
+    InvalidField,
+    PenstockError,
+    ReadBehind,
+    ReadModelUnavailable,
+)
+from penstock.schemas.position import Position
+
+VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH_BYTES = 4
+
+
+class Hello(Struct, frozen=True):
+    """Which log the client means: a port may have passed on to another cluster's process."""
+
+    version: int
+    cluster_id: str
+    topic: str
+
+
+class Wait(Struct, frozen=True, tag="wait"):
+    positions: dict[int, Position]
+    timeout_ms: int
+
+
+class GetJob(Struct, frozen=True, tag="job"):
+    tenant: str
+    job: str
+
+
+class GetHistory(Struct, frozen=True, tag="history"):
+    tenant: str
+    job: str
+    limit: int
+    cursor: str
+
+
+class GetVerdicts(Struct, frozen=True, tag="verdicts"):
+    wanted: list[tuple[Position, str, str, str]]
+    timeout_ms: int
+
+
+class ListJobs(Struct, frozen=True, tag="list"):
+    query: JobsQuery
+    partitions: list[int]
+
+
+class GetCounts(Struct, frozen=True, tag="counts"):
+    tenant: str
+    partitions: list[int]
+
+
+class ListQuarantined(Struct, frozen=True, tag="quarantined"):
+    limit: int
+    cursor: str
+    partitions: list[int]
+
+
+class GetStatus(Struct, frozen=True, tag="status"):
+    partitions: list[int]
+
+
+Call = Wait | GetJob | GetHistory | GetVerdicts | ListJobs | GetCounts | ListQuarantined | GetStatus
+
+
+class Request(Struct, frozen=True):
+    id: int
+    call: Call
+
+
+class Problem(Struct, frozen=True):
+    """An error as it crosses the wire."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class Response(Struct, frozen=True):
+    """``problem`` or ``answer``: the JSON of what the read model returns for the call."""
+
+    id: int
+    answer: Raw = Raw(b"null")
+    problem: Problem | None = None
+
+
+_ERRORS: dict[str, type[PenstockError]] = {
+    kind.code: kind for kind in (ReadBehind, ReadModelUnavailable, InvalidCursor, InvalidField, BadRequest)
+}
+
+encode = msgspec.json.Encoder().encode
+decode_hello = msgspec.json.Decoder(Hello).decode
+decode_request = msgspec.json.Decoder(Request).decode
+decode_response = msgspec.json.Decoder(Response).decode
+
+
+def problem_of(error: PenstockError) -> Problem:
+    return Problem(error.code, error.message, error.details)
+
+
+def error_of(problem: Problem) -> PenstockError:
+    """The error to raise where the answer was wanted; one of a kind unknown here means the process is of no use."""
+    kind = _ERRORS.get(problem.code)
+    if kind is None:
+        return ReadModelUnavailable(f"{problem.code}: {problem.message}")
+    return kind(problem.message, **problem.details)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The next frame, None at an orderly end. Raises ConnectionError when the stream breaks or is no stream of frames."""
+    try:
+        length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        if length > MAX_FRAME_BYTES:
+            raise ConnectionError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
+        return await reader.readexactly(length)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise ConnectionError("the connection ended in the middle of a frame") from error
+        return None
+
+
+def frame(message: Struct) -> bytes:
+    """A message as it goes over the wire."""
+    data = encode(message)
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data

@@ -1,0 +1,281 @@
+"""Reads of one partition's views. They see what is committed: a whole number of records, the same in every answer."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+
+from penstock.core.job import Job
+from penstock.core.partition import decode_job_row, job_row_key
+from penstock.projections.groups import Groups
+from penstock.projections.port import (
+    CountRow,
+    HistoryItem,
+    HistoryPage,
+    JobsQuery,
+    JobView,
+    PartitionStatus,
+    QuarantinedItem,
+    VerdictView,
+)
+from penstock.projections.rows import (
+    ERRORS,
+    HISTORY,
+    INDEX,
+    QUARANTINE,
+    REFUSED,
+    RefusedSummary,
+    after_prefix,
+    decode_errors,
+    decode_lines,
+    decode_quarantine,
+    decode_refused,
+    decode_summary,
+    index_key,
+    job_prefix,
+    next_group,
+    number,
+    split_index_key,
+)
+from penstock.projections.views import JobBodies, event_id_of, history_item, job_view, time_text
+from penstock.schemas.position import Position, parse, unpack
+from penstock.state.bodies import BODIES, BODY_KINDS, body_row_key
+from penstock.state.partition_store import FOLD, PartitionStore
+
+ListKey = tuple[int, str]
+"""What lists are sorted by, newest first: creation time in Unix ms, job id."""
+
+PAGE_BYTES = 8 * 1024 * 1024
+"""A page ends early, with a cursor, once what is in it is this large."""
+
+MAX_PACKED = (1 << 55) - 1
+
+_SEARCHED_ROWS = 1_000
+"""How far around its supposed place an event is looked for."""
+
+
+class PartitionQueries:
+    """Answers from one partition's store."""
+
+    def __init__(self, store: PartitionStore, groups: Groups) -> None:
+        self._store = store
+        self._groups = groups
+        self._kv = store.store
+        self.partition = store.partition
+
+    # Jobs
+
+    def views(self, keys: Sequence[str]) -> list[JobView | None]:
+        """Views of the jobs with these keys, in order; None where there is none."""
+        rows = self._kv.multi_get(FOLD, [job_row_key(key) for key in keys])
+        jobs = [None if row is None else decode_job_row(row) for row in rows]
+        bodies = self._bodies(keys, jobs)
+        errors = self._kv.multi_get(ERRORS, [key.encode() for key in keys])
+        return [
+            None
+            if job is None
+            else job_view(job, self.partition, found, () if failed is None else decode_errors(failed))
+            for job, found, failed in zip(jobs, bodies, errors, strict=True)
+        ]
+
+    def view(self, key: str) -> JobView | None:
+        return self.views([key])[0]
+
+    def _bodies(self, keys: Sequence[str], jobs: Sequence[Job | None]) -> list[JobBodies]:
+        """Four bodies a job; only those that the job's row has a hash of are asked for."""
+        wanted: list[bytes] = []
+        places: list[tuple[int, int]] = []
+        for index, (key, job) in enumerate(zip(keys, jobs, strict=True)):
+            if job is None:
+                continue
+            hashes = (job.payload_hash, job.metadata_hash, job.checkpoint_hash, job.result_hash)
+            for kind, present in enumerate(hashes):
+                if present:
+                    wanted.append(body_row_key(key, BODY_KINDS[kind]))
+                    places.append((index, kind))
+        found: list[list[bytes | None]] = [[None] * len(BODY_KINDS) for _ in keys]
+        for (index, kind), body in zip(places, self._kv.multi_get(BODIES, wanted), strict=True):
+            found[index][kind] = body
+        return [JobBodies(*four) for four in found]
+
+    # Lists and counts
+
+    def newest(self, query: JobsQuery, below: ListKey | None, limit: int) -> list[ListKey]:
+        """The first ``limit`` matching jobs, newest first, of those that sort after ``below``.
+
+        Groups are opened from the one with the newest job on, until none can have anything newer than what is found.
+        """
+        groups = self._groups.matching(query.tenant, query.state, query.queue, query.type)
+        groups.sort(key=lambda group: group.newest_ms, reverse=True)
+        found: list[ListKey] = []
+        for group in groups:
+            full = len(found) >= limit
+            if full and group.newest_ms < found[-1][0]:
+                break
+            more = list(
+                self._newest_in(
+                    group.prefix, min(limit, group.jobs), below, found[limit - 1] if full else None
+                )
+            )
+            if more:
+                found = sorted((*found, *more), reverse=True)[:limit]
+        return found
+
+    def _newest_in(
+        self, prefix: bytes, limit: int, below: ListKey | None, above: ListKey | None
+    ) -> Iterator[ListKey]:
+        stop = next_group(prefix) if below is None else index_key(prefix, *below)
+        for row, _ in self._kv.scan(INDEX, prefix, stop, reverse=True, limit=limit):
+            pair = split_index_key(row)
+            if above is not None and pair < above:
+                return
+            yield pair
+
+    def total(self, query: JobsQuery) -> int:
+        """Exact number of matching jobs."""
+        groups = self._groups.matching(query.tenant, query.state, query.queue, query.type)
+        return sum(group.jobs for group in groups)
+
+    def counts(self, tenant: str) -> list[CountRow]:
+        return [
+            CountRow(group.name.state, group.name.queue, group.name.pool, group.name.job_type, group.jobs)
+            for group in self._groups.matching(tenant)
+        ]
+
+    # History
+
+    def history(self, key: str, limit: int, cursor: str) -> HistoryPage | None:
+        """Lines about a job after the position ``cursor``, in log order. Raises InvalidCursor."""
+        after = parse(cursor).packed if cursor else -1
+        prefix = job_prefix(key)
+        summary, refused = self._refused(prefix)
+        items: list[tuple[int, HistoryItem]] = []
+        size, more = 0, False
+        for item in self._accepted(prefix, after):
+            if len(items) == limit or size > PAGE_BYTES:
+                more = True
+                break
+            items.append(item)
+            size += len(item[1].event)
+        last = items[-1][0] if more else MAX_PACKED
+        items.extend(item for item in refused if after < item[0] <= last)
+        items.sort(key=lambda item: item[0])
+        if not items and not summary.count and self._known_nothing_of(key, prefix):
+            return None
+        page = [item for _, item in items[:limit]]
+        next_cursor = page[-1].position if more or len(items) > limit else None
+        return HistoryPage(page, summary.count, next_cursor)
+
+    def _accepted(self, prefix: bytes, after: int) -> Iterator[tuple[int, HistoryItem]]:
+        start = prefix if after < 0 else self._row_of(prefix, after)
+        for _, data in self._kv.scan(HISTORY, start, after_prefix(prefix)):
+            for position, time_ms, line in decode_lines(data):
+                if position > after:
+                    yield position, history_item(self.partition, position, time_ms, line)
+
+    def _row_of(self, prefix: bytes, position: int) -> bytes:
+        """Key of the history row in which ``position`` stands, if it stands in one: its first line may be before it."""
+        stop = prefix + number(position + 1)
+        for key, _ in self._kv.scan(HISTORY, prefix, stop, reverse=True, limit=1):
+            return key
+        return stop
+
+    def _refused(self, prefix: bytes) -> tuple[RefusedSummary, list[tuple[int, HistoryItem]]]:
+        data = self._kv.get(REFUSED, prefix)
+        if data is None:
+            return RefusedSummary(), []
+        summary = decode_summary(data)
+        items: list[tuple[int, HistoryItem]] = []
+        for position in summary.positions:
+            data = self._kv.get(REFUSED, prefix + number(position))
+            if data is not None:
+                row = decode_refused(data)
+                item = history_item(self.partition, position, row.time_ms, row.line, row.outcome, row.reason)
+                items.append((position, item))
+        return summary, items
+
+    def _known_nothing_of(self, key: str, prefix: bytes) -> bool:
+        if self._kv.get(FOLD, job_row_key(key)) is not None:
+            return False
+        return next(self._kv.scan(HISTORY, prefix, after_prefix(prefix), limit=1), None) is None
+
+    # Verdicts
+
+    def verdict(self, packed: int, key: str, event_id: str) -> VerdictView:
+        """What became of an event of a job: of the line at ``packed`` if it is that, else of any line with its id.
+
+        A repeat of a line that was accepted has its verdict, except for ``Enqueued``, where the caller wants to know
+        whether the job was there before. Outcome ``unknown`` where nothing is known of such an event.
+        """
+        outcome, reason = self._line_verdict(packed, key, event_id)
+        return VerdictView(outcome, reason, self.view(key))
+
+    def _line_verdict(self, packed: int, key: str, event_id: str) -> tuple[str, str]:
+        prefix = job_prefix(key)
+        refused = self._refused(prefix)[1]
+        exact = next((item for position, item in refused if position == packed), None)
+        if exact is not None and not (exact.outcome == "duplicate" and exact.type != "Enqueued"):
+            return exact.outcome, exact.reason
+        for item in self._accepted_backwards(prefix, packed):
+            if event_id_of(item) == event_id:
+                return "applied", ""
+        named = [item for _, item in refused if event_id_of(item) == event_id]
+        if named:
+            first = next((item for item in named if item.outcome != "duplicate"), named[0])
+            return first.outcome, first.reason
+        if self._kv.get(FOLD, job_row_key(key)) is None:
+            return "unknown_job", "there is no such job"
+        return "unknown", "nothing is known of such an event"
+
+    def _accepted_backwards(self, prefix: bytes, packed: int) -> Iterator[HistoryItem]:
+        """Accepted lines from the row of ``packed`` backwards, then those behind it."""
+        middle = prefix + number(packed + 1)
+        before = self._kv.scan(HISTORY, prefix, middle, reverse=True, limit=_SEARCHED_ROWS)
+        behind = self._kv.scan(HISTORY, middle, after_prefix(prefix), limit=_SEARCHED_ROWS)
+        for scan in (before, behind):
+            for _, data in scan:
+                for position, time_ms, line in reversed(decode_lines(data)):
+                    yield history_item(self.partition, position, time_ms, line)
+
+    # The partition
+
+    def quarantined(self, below: int | None, limit: int) -> list[QuarantinedItem]:
+        """The newest undecodable lines below a packed position, newest first."""
+        stop = None if below is None else number(below)
+        found: list[QuarantinedItem] = []
+        for key, data in self._kv.scan(QUARANTINE, b"", stop, reverse=True, limit=limit):
+            row = decode_quarantine(data)
+            packed = int.from_bytes(key, "big")
+            found.append(
+                QuarantinedItem(
+                    position=str(unpack(self.partition, packed)),
+                    at=time_text(row.time_ms),
+                    reason=row.reason,
+                    message=row.message,
+                    sha256=row.sha256.hex(),
+                    size_bytes=row.size_bytes,
+                    head=base64.b64encode(row.head).decode(),
+                )
+            )
+        return found
+
+    def status(self, end_offset: int, applied_at_ms: int) -> PartitionStatus:
+        store, state = self._store, self._store.state
+        return PartitionStatus(
+            partition=self.partition,
+            next_offset=store.committed_offset,
+            end_offset=max(end_offset, store.committed_offset),
+            applied_at_ms=applied_at_ms,
+            digest=store.digest,
+            digests=store.recorded_digests,
+            accepted=state.accepted,
+            refused=state.refused,
+            unknown_jobs=state.unknown_jobs,
+            quarantined=state.quarantined,
+            misrouted=state.misrouted,
+            epoch=state.epoch,
+            leader=state.leader,
+        )
+
+    def is_past(self, position: Position) -> bool:
+        return self._store.committed_offset > position.offset

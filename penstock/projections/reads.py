@@ -1,0 +1,105 @@
+"""Reads over the partitions of one process. Nothing here waits: an answer is one moment of every partition in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from penstock.projections.merge import (
+    QuarantinePage,
+    check_limit,
+    list_cursor,
+    merge_counts,
+    merge_quarantine,
+    parse_list_cursor,
+    parse_quarantine_cursor,
+)
+from penstock.projections.port import CountRow, HistoryPage, JobsPage, JobsQuery, JobView, VerdictView
+from penstock.projections.queries import PAGE_BYTES, ListKey, PartitionQueries
+from penstock.schemas.errors import ReadModelUnavailable
+from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.position import Position
+
+_CHUNK = 64
+
+
+class LocalReads:
+    """Answers from the partitions held here; ``partitions`` in a call narrows it to some of them."""
+
+    def __init__(self, queries: Mapping[int, PartitionQueries], partition_count: int) -> None:
+        self._queries = queries
+        self._partition_count = partition_count
+
+    def of_job(self, job_id: str) -> PartitionQueries:
+        """The partition that a job lives in. Raises ReadModelUnavailable when it is not held here."""
+        return self._held(partition_of(job_id, self._partition_count))
+
+    def job(self, tenant: str, job_id: str) -> JobView | None:
+        return self.of_job(job_id).view(job_key(tenant, job_id))
+
+    def history(self, tenant: str, job_id: str, limit: int, cursor: str) -> HistoryPage | None:
+        check_limit(limit)
+        return self.of_job(job_id).history(job_key(tenant, job_id), limit, cursor)
+
+    def verdict(self, position: Position, tenant: str, job_id: str, event_id: str) -> VerdictView:
+        return self.of_job(job_id).verdict(position.packed, job_key(tenant, job_id), event_id)
+
+    def list_jobs(self, query: JobsQuery, partitions: Collection[int] | None = None) -> JobsPage:
+        check_limit(query.limit)
+        below = parse_list_cursor(query.cursor)
+        asked = self._asked(partitions)
+        found: list[tuple[ListKey, PartitionQueries]] = []
+        for queries in asked:
+            found.extend((pair, queries) for pair in queries.newest(query, below, query.limit + 1))
+        found.sort(key=lambda entry: entry[0], reverse=True)
+        items = self._views_within(query.tenant, found[: query.limit])
+        next_cursor = list_cursor(*found[len(items) - 1][0]) if len(items) < len(found) else None
+        return JobsPage(items, next_cursor, sum(queries.total(query) for queries in asked))
+
+    def _views_within(self, tenant: str, found: Sequence[tuple[ListKey, PartitionQueries]]) -> list[JobView]:
+        """Views in the order of ``found``, as many as fit a page: the first always does."""
+        views: list[JobView] = []
+        size = 0
+        for start in range(0, len(found), _CHUNK):
+            for view in self._views(tenant, found[start : start + _CHUNK]):
+                size += len(view.payload) + len(view.result) + len(view.checkpoint) + len(view.metadata)
+                if size > PAGE_BYTES and views:
+                    return views
+                views.append(view)
+        return views
+
+    def _views(self, tenant: str, found: Sequence[tuple[ListKey, PartitionQueries]]) -> list[JobView]:
+        by_partition: dict[int, list[str]] = {}
+        for (_, job_id), queries in found:
+            by_partition.setdefault(queries.partition, []).append(job_key(tenant, job_id))
+        views: dict[str, JobView] = {}
+        for partition, keys in by_partition.items():
+            for key, view in zip(keys, self._queries[partition].views(keys), strict=True):
+                assert view is not None, f"{key} is in the index of partition {partition} and not in its fold"
+                views[key] = view
+        return [views[job_key(tenant, job_id)] for (_, job_id), _ in found]
+
+    def counts(self, tenant: str, partitions: Collection[int] | None = None) -> list[CountRow]:
+        return merge_counts(row for queries in self._asked(partitions) for row in queries.counts(tenant))
+
+    def quarantined(
+        self, limit: int, cursor: str, partitions: Collection[int] | None = None
+    ) -> QuarantinePage:
+        check_limit(limit)
+        shown = parse_quarantine_cursor(cursor)
+        pages: list[QuarantinePage] = []
+        for queries in self._asked(partitions):
+            last = shown.get(queries.partition)
+            items = queries.quarantined(None if last is None else last.packed, limit + 1)
+            pages.append((items[:limit], "more" if len(items) > limit else None))
+        return merge_quarantine(pages, limit, cursor)
+
+    def _asked(self, partitions: Collection[int] | None) -> list[PartitionQueries]:
+        if partitions is None:
+            return list(self._queries.values())
+        return [self._held(partition) for partition in partitions]
+
+    def _held(self, partition: int) -> PartitionQueries:
+        queries = self._queries.get(partition)
+        if queries is None:
+            raise ReadModelUnavailable(f"Partition {partition} is not served here.", partition=partition)
+        return queries

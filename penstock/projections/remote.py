@@ -1,0 +1,265 @@
+"""The read model asked from another process: finds who serves each partition, asks, and merges the answers.
+
+Read-your-writes holds across a change of process: what was waited for at one is waited for at its successor before it
+answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from penstock.log.port import Log
+from penstock.projections import protocol
+from penstock.projections.connection import Connection
+from penstock.projections.directory import Directory
+from penstock.projections.merge import (
+    QuarantinePage,
+    check_limit,
+    merge_counts,
+    merge_job_pages,
+    merge_quarantine,
+)
+from penstock.projections.port import (
+    CountRow,
+    HistoryPage,
+    JobsPage,
+    JobsQuery,
+    JobView,
+    PartitionStatus,
+    QuarantinedItem,
+    VerdictView,
+)
+from penstock.schemas.errors import ReadModelUnavailable
+from penstock.schemas.ids import partition_of
+from penstock.schemas.messages import Serving, decode_signals
+from penstock.schemas.position import Position
+from penstock.schemas.topics import BROADCAST, Topics
+
+_log = logging.getLogger(__name__)
+
+POLL_MS = 1_000
+_LOOK_AGAIN_S = 0.05
+
+T = TypeVar("T")
+
+_view = msgspec.json.Decoder(JobView | None)
+_history = msgspec.json.Decoder(HistoryPage | None)
+_verdicts = msgspec.json.Decoder(list[VerdictView])
+_jobs = msgspec.json.Decoder(JobsPage)
+_counts = msgspec.json.Decoder(list[CountRow])
+_quarantined = msgspec.json.Decoder(tuple[list[QuarantinedItem], str | None])
+_status = msgspec.json.Decoder(list[PartitionStatus])
+
+
+class RemoteReadModel:
+    """A :class:`~penstock.projections.port.ReadModel` over all partitions. Use as an async context manager.
+
+    Args:
+        patience_ms: how long a call looks for a process that serves what it needs.
+        timeout_ms: how long an answer may take, beyond what the call itself waits.
+    """
+
+    failure: asyncio.Future[None]
+    """Gets the exception that ended it: the signals topic could not be followed."""
+
+    def __init__(
+        self, log: Log, topics: Topics, *, patience_ms: int = 1_500, timeout_ms: int = 10_000
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._patience_s = patience_ms / 1000
+        self._timeout_s = timeout_ms / 1000
+        self._hello = protocol.Hello(protocol.VERSION, log.cluster_id, topics.jobs)
+        self._directory = Directory()
+        self._connections: dict[str, Connection] = {}
+        self._connecting: dict[str, asyncio.Lock] = {}
+        self._reached: dict[int, Position] = {}
+        self._asked: dict[int, str] = {}
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.failure = asyncio.get_running_loop().create_future()
+        bounds = await self._log.bounds(self._topics.signals, BROADCAST)
+        self._listener = asyncio.create_task(self._listen(bounds.end), name="read-model-listener")
+        self._listener.add_done_callback(self._ended)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._listener is not None
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            await connection.close()
+        self._connections.clear()
+        if self.failure.done():
+            self.failure.exception()
+        else:
+            self.failure.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def _listen(self, offset: int) -> None:
+        async with self._log.tail({(self._topics.signals, BROADCAST): offset}) as tail:
+            while True:
+                for record in await tail.poll(POLL_MS):
+                    for signal in decode_signals(record.value):
+                        if isinstance(signal, Serving):
+                            self._directory.heard(signal, time.monotonic())
+
+    # Asking
+
+    async def _ask(self, partitions: Collection[int], call: protocol.Call, wait_ms: int = 0) -> Raw:
+        """Ask the one process that serves these partitions; another, once, if it does not answer."""
+        for last in (False, True):
+            address = next(iter(await self._cover(partitions)))
+            try:
+                return await self._ask_at(address, partitions, call, wait_ms)
+            except ConnectionError as error:
+                self._lost(address, error)
+                if last:
+                    raise ReadModelUnavailable(str(error), partitions=sorted(partitions)) from error
+        raise AssertionError
+
+    async def _spread(self, partitions: Collection[int], ask: Callable[[list[int]], Awaitable[T]]) -> list[T]:
+        """``ask`` for the partitions of each process, at once."""
+        covers = (await self._cover(partitions)).values()
+        tasks = [asyncio.ensure_future(ask(cover)) for cover in covers]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _cover(self, partitions: Collection[int]) -> dict[str, list[int]]:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            now_s = time.monotonic()
+            found, missing = self._directory.cover(partitions, now_s)
+            if not missing:
+                return found
+            if now_s >= deadline or self.failure.done():
+                raise ReadModelUnavailable(partitions=missing)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _ask_at(
+        self, address: str, partitions: Collection[int], call: protocol.Call, wait_ms: int
+    ) -> Raw:
+        connection = await self._connection(address)
+        moved = [
+            number for number in partitions if self._asked.get(number) != address and number in self._reached
+        ]
+        if moved:
+            reached = {number: self._reached[number] for number in moved}
+            catch_up = protocol.Wait(reached, int(self._timeout_s * 1000))
+            await connection.call(catch_up, 2 * self._timeout_s)
+        for number in partitions:
+            self._asked[number] = address
+        return await connection.call(call, self._timeout_s + wait_ms / 1000)
+
+    async def _connection(self, address: str) -> Connection:
+        lock = self._connecting.setdefault(address, asyncio.Lock())
+        async with lock:
+            connection = self._connections.get(address)
+            if connection is None or connection.closed:
+                connection = self._connections[address] = await Connection.open(address, self._hello)
+        return connection
+
+    def _lost(self, address: str, error: ConnectionError) -> None:
+        _log.warning("the projection at %s is lost: %s", address, error)
+        self._directory.gone(address)
+
+    def _home(self, job_id: str) -> list[int]:
+        return [partition_of(job_id, self._topics.partitions)]
+
+    @property
+    def _all(self) -> range:
+        return range(self._topics.partitions)
+
+    # The read model; see the port
+
+    async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
+        async def ask(partitions: list[int]) -> Any:
+            wanted = {number: positions[number] for number in partitions}
+            return await self._ask(partitions, protocol.Wait(wanted, timeout_ms), timeout_ms)
+
+        self._check_partitions(positions)
+        await self._spread(list(positions), ask)
+        for number, position in positions.items():
+            self._reached[number] = max(position, self._reached.get(number, position))
+
+    async def job(self, tenant: str, job_id: str) -> JobView | None:
+        return _view.decode(await self._ask(self._home(job_id), protocol.GetJob(tenant, job_id)))
+
+    async def history(
+        self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
+    ) -> HistoryPage | None:
+        call = protocol.GetHistory(tenant, job_id, limit, cursor)
+        return _history.decode(await self._ask(self._home(job_id), call))
+
+    async def verdicts(
+        self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
+    ) -> list[VerdictView]:
+        by_partition: dict[int, list[int]] = {}
+        for number, (position, *_) in enumerate(wanted):
+            by_partition.setdefault(position.partition, []).append(number)
+        found: dict[int, VerdictView] = {}
+
+        async def ask(partitions: list[int]) -> None:
+            numbers = [number for partition in partitions for number in by_partition[partition]]
+            call = protocol.GetVerdicts([wanted[number] for number in numbers], timeout_ms)
+            answers = _verdicts.decode(await self._ask(partitions, call, timeout_ms))
+            found.update(zip(numbers, answers, strict=True))
+
+        self._check_partitions(by_partition)
+        await self._spread(list(by_partition), ask)
+        for position, *_ in wanted:
+            number = position.partition
+            self._reached[number] = max(position, self._reached.get(number, position))
+        return [found[number] for number in range(len(wanted))]
+
+    async def list_jobs(self, query: JobsQuery) -> JobsPage:
+        async def ask(partitions: list[int]) -> JobsPage:
+            return _jobs.decode(await self._ask(partitions, protocol.ListJobs(query, partitions)))
+
+        check_limit(query.limit)
+        return merge_job_pages(await self._spread(self._all, ask), query.limit)
+
+    async def counts(self, tenant: str = "default") -> list[CountRow]:
+        async def ask(partitions: list[int]) -> list[CountRow]:
+            return _counts.decode(await self._ask(partitions, protocol.GetCounts(tenant, partitions)))
+
+        answers = await self._spread(self._all, ask)
+        return merge_counts(row for rows in answers for row in rows)
+
+    async def quarantined(self, limit: int = 100, cursor: str = "") -> QuarantinePage:
+        async def ask(partitions: list[int]) -> QuarantinePage:
+            call = protocol.ListQuarantined(limit, cursor, partitions)
+            return _quarantined.decode(await self._ask(partitions, call))
+
+        check_limit(limit)
+        return merge_quarantine(await self._spread(self._all, ask), limit, cursor)
+
+    async def status(self) -> list[PartitionStatus]:
+        async def ask(partitions: list[int]) -> list[PartitionStatus]:
+            return _status.decode(await self._ask(partitions, protocol.GetStatus(partitions)))
+
+        answers = await self._spread(self._all, ask)
+        return sorted((status for found in answers for status in found), key=lambda status: status.partition)
+
+    def _check_partitions(self, partitions: Collection[int]) -> None:
+        unknown = [number for number in partitions if number >= self._topics.partitions]
+        if unknown:
+            raise ReadModelUnavailable(f"There is no partition {unknown[0]}.", partitions=unknown)

@@ -1,0 +1,160 @@
+"""From the fold's jobs to what the API shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from penstock.core.job import LEASE_ENDS, Applied, Job, Place, apply
+from penstock.core.partition import Folded
+from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, ProgressView
+from penstock.schemas import events as ev
+from penstock.schemas.position import Position, unpack
+
+SHOWN_ERRORS = 20
+"""The newest failures that a job's view holds; its history holds all."""
+
+
+class JobBodies(NamedTuple):
+    """A job's bodies as raw JSON, None where null; in the order of ``BODY_KINDS``."""
+
+    payload: bytes | None = None
+    metadata: bytes | None = None
+    checkpoint: bytes | None = None
+    result: bytes | None = None
+
+
+NO_BODIES = JobBodies()
+
+
+class ErrorRow(msgspec.Struct, frozen=True, array_like=True):
+    """One failed attempt as stored. ``details`` is raw JSON."""
+
+    attempt: int
+    code: str
+    message: str
+    details: bytes
+    at_ms: int
+
+
+def time_text(time_ms: int) -> str:
+    """RFC 3339 UTC with milliseconds; sorts as the times do."""
+    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03d}Z"
+
+
+def _time_or_none(time_ms: int) -> str | None:
+    return time_text(time_ms) if time_ms else None
+
+
+def _raw(body: bytes | None) -> Raw:
+    return NULL if body is None else Raw(body)
+
+
+def job_view(
+    job: Job, partition: int, bodies: JobBodies = NO_BODIES, errors: Sequence[ErrorRow] = ()
+) -> JobView:
+    """A job as shown. ``max_attempts`` counts what a retry has added."""
+    progress = None
+    if job.percent is not None or job.message:
+        progress = ProgressView(job.percent, job.message)
+    return JobView(
+        id=job.id,
+        type=job.job_type,
+        queue=job.queue,
+        pool=job.pool,
+        priority=job.priority,
+        state=job.state,
+        attempt=job.attempt,
+        max_attempts=job.attempts_allowed,
+        progress=progress,
+        checkpoint=_raw(bodies.checkpoint),
+        payload=_raw(bodies.payload),
+        result=_raw(bodies.result),
+        errors=[error_view(error) for error in errors],
+        tags=list(job.tags),
+        metadata=_raw(bodies.metadata),
+        tenant=job.tenant,
+        worker=job.worker or None,
+        timeout_ms=job.timeout_ms or None,
+        expires_at=_time_or_none(job.expires_at_ms),
+        backoff=msgspec.structs.asdict(job.backoff),
+        created_at=time_text(job.created_at_ms),
+        updated_at=time_text(job.time_ms),
+        scheduled_at=_time_or_none(job.scheduled_at_ms),
+        started_at=_time_or_none(job.started_at_ms),
+        finished_at=_time_or_none(job.finished_at_ms),
+        cancel_requested=bool(job.cancel),
+        position=str(unpack(partition, job.seen)),
+    )
+
+
+def enqueued_view(event: ev.Enqueued, position: Position, time_ms: int) -> JobView:
+    """The job that ``event`` begins, if it stands at ``position`` and no job of its id was there before."""
+    decision = apply(None, event, Place(position.packed, time_ms))
+    assert isinstance(decision, Applied)
+    assert decision.job is not None
+    bodies = JobBodies(payload=bytes(event.payload), metadata=bytes(event.metadata))
+    return job_view(decision.job, position.partition, bodies)
+
+
+def error_view(error: ErrorRow) -> ErrorView:
+    return ErrorView(
+        error.attempt, error.code, error.message, Raw(error.details or b"null"), time_text(error.at_ms)
+    )
+
+
+def error_of(line: Folded) -> ErrorRow | None:
+    """The failed attempt that an accepted line tells of, if it tells of one."""
+    event, before = line.event, line.before
+    if before is None:
+        return None
+    match event:
+        case ev.Failed():
+            error = event.error
+            return ErrorRow(before.attempt, error.code, error.message, bytes(error.details), line.time_ms)
+        case ev.LeaseExpired() if not event.refund:
+            code, message = LEASE_ENDS[event.reason]
+            return ErrorRow(before.attempt, code, message, b"", line.time_ms)
+        case ev.Expired():
+            after = line.after
+            assert after is not None
+            return ErrorRow(before.attempt, after.error_code, after.error_message, b"", line.time_ms)
+        case _:
+            return None
+
+
+class _Envelope(msgspec.Struct):
+    type: str = ""
+    actor: str = ""
+    id: str = ""
+    job: str = ""
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def history_item(
+    partition: int, packed: int, time_ms: int, line: bytes, outcome: str = "applied", reason: str = ""
+) -> HistoryItem:
+    """A line about a job as shown."""
+    envelope = _decode_envelope(line)
+    return HistoryItem(
+        type=envelope.type,
+        actor=envelope.actor,
+        at=time_text(time_ms),
+        position=str(unpack(partition, packed)),
+        outcome=outcome,
+        reason=reason,
+        event=Raw(line),
+    )
+
+
+def event_id_of(item: HistoryItem) -> str:
+    """The event's id; an ``Enqueued`` without one has its job's."""
+    envelope = _decode_envelope(item.event)
+    return envelope.id or envelope.job

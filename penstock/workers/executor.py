@@ -1,0 +1,240 @@
+"""Running handlers: a fixed set of runners takes leases from the backlog, one at a time each.
+
+``async def`` handlers run inside their runner's task, so that a job costs no task of its own; ``def`` handlers run in a thread
+that the runner waits for. To stop a handler, a coroutine is cancelled and a thread sees a flag. One that does not stop in
+time is spoken for (its outcome is told) and keeps its slot until it ends; what it returns then is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from penstock.workers.arguments import PayloadMismatch
+from penstock.workers.backlog import Backlog
+from penstock.workers.context import Context, job_fields
+from penstock.workers.lease import HeldLease
+from penstock.workers.outcome import Outcome, StopReason, field_errors, resolve, stopped
+from penstock.workers.progress import ProgressReporter
+from penstock.workers.run import Run
+from penstock.workers.task import Task
+
+YIELD_MS = 5
+"""A runner lets others have the loop after so long, however short its jobs are."""
+
+STOP_MS: Mapping[StopReason, int] = {"timeout": 1_000, "cancelled": 20_000, "shutdown": 2_000, "lost": 0}
+"""How long a handler that was told to stop may take before its outcome is told without it."""
+
+_log = logging.getLogger(__name__)
+
+Settle = Callable[[HeldLease, Outcome], None]
+
+
+class Executor:
+    """Runs what is in a backlog with so many slots. Use from one event loop.
+
+    Args:
+        tasks: by job type.
+        settle: told the outcome of every lease that was started, once.
+        measure: told the type and the run time in ms of every handler that ended by itself.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task[..., Any]], concurrency: int, reporter: ProgressReporter, *,
+        settle: Settle, measure: Callable[[str, float], None], now_ms: Callable[[], float], wall_ms: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.backlog = Backlog()
+        self.runs: dict[HeldLease, Run] = {}
+        """What runs now, those included that were told to stop and don't."""
+        self.concurrency = concurrency
+        self._tasks = tasks
+        self._reporter = reporter
+        self._settle = settle
+        self._measure = measure
+        self._now_ms = now_ms
+        self._wall_ms = wall_ms
+        self._runners: set[asyncio.Task[None]] = set()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._threads: ThreadPoolExecutor | None = None
+        self._closing = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.started_ms = now_ms()
+        """When a job was last started."""
+
+    # For the runtime
+
+    def start(self) -> None:
+        for _ in range(self.concurrency):
+            self._spawn(contextvars.copy_context())
+
+    def wake(self) -> None:
+        """Something was put into the backlog."""
+        wanted = len(self.backlog)
+        while wanted > 0 and self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                wanted -= 1
+
+    @property
+    def stuck(self) -> int:
+        """Slots held by handlers that were told to stop and whose outcome was told for them."""
+        return sum(1 for run in self.runs.values() if run.reported)
+
+    def stop(self, lease: HeldLease, reason: StopReason, detail: str = "") -> bool:
+        """Tell a running handler to stop; false if it does not run. A lost lease outranks every other reason."""
+        run = self.runs.get(lease)
+        if run is None:
+            return False
+        if run.stop is None:
+            run.stop, run.stop_detail = reason, detail
+            run.report_by_ms = self._now_ms() + STOP_MS[reason]
+            if run.stopping is not None:
+                run.stopping.set()
+            else:
+                run.runner.cancel()
+        elif reason == "lost":
+            run.stop, run.stop_detail = reason, detail
+            run.report_by_ms = self._now_ms()
+        return True
+
+    def tick(self) -> None:
+        """What only time brings about: timeouts, progress held back, handlers that do not stop."""
+        now_ms = self._now_ms()
+        for run in list(self.runs.values()):
+            if run.stop is None:
+                if run.deadline_ms and now_ms >= run.deadline_ms:
+                    timeout_ms = run.lease.delivery.timeout_ms
+                    self.stop(run.lease, "timeout", f"the attempt ran longer than {timeout_ms} ms")
+                elif run.pending_progress is not None:
+                    self._reporter.flush(run)
+            elif now_ms >= run.report_by_ms and not run.reported:
+                self.speak_for(run)
+
+    def next_deadline_ms(self) -> float:
+        """The earliest timeout of what runs."""
+        deadlines = (run.deadline_ms for run in self.runs.values() if run.deadline_ms and run.stop is None)
+        return min(deadlines, default=float("inf"))
+
+    def speak_for(self, run: Run) -> None:
+        """Tell the outcome of a handler that was told to stop and still runs."""
+        if run.stop is None or run.reported:
+            return
+        run.reported = True
+        if run.stop != "lost":
+            _log.warning("a handler does not stop (%s) and keeps its slot", run.stop, extra=job_fields(run.lease.delivery))
+        run.lease.ended_ms = self._now_ms()
+        self._settle(run.lease, stopped(run.stop, run.stop_detail))
+
+    async def quiet(self, timeout_ms: float) -> bool:
+        """Wait until nothing runs; false after ``timeout_ms``."""
+        try:
+            await asyncio.wait_for(self._quiet.wait(), timeout_ms / 1000)
+        except TimeoutError:
+            return not self.runs
+        return True
+
+    async def close(self) -> None:
+        """End the runners. Threads that do not end are left behind."""
+        self._closing = True
+        for runner in list(self._runners):
+            runner.cancel()
+        await asyncio.gather(*self._runners, return_exceptions=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # Runners
+
+    def _spawn(self, context: contextvars.Context) -> None:
+        runner = asyncio.get_running_loop().create_task(self._run_jobs(context), name="penstock-runner", context=context.copy())
+        self._runners.add(runner)
+        runner.add_done_callback(self._runners.discard)
+
+    async def _run_jobs(self, clean: contextvars.Context) -> None:
+        """Take job after job. A handler that changed context variables leaves its runner to be replaced by a clean one."""
+        runner = asyncio.current_task()
+        assert runner is not None
+        before = contextvars.copy_context()
+        since_ms = self._now_ms()
+        while not self._closing:
+            lease = self.backlog.take()
+            if lease is None:
+                await self._rest()
+                since_ms = self._now_ms()
+                continue
+            now_ms = self._now_ms()
+            if now_ms - since_ms > YIELD_MS:
+                self.backlog.put_back(lease)
+                await asyncio.sleep(0)
+                since_ms = self._now_ms()
+                continue
+            await self._run(lease, runner, now_ms)
+            if contextvars.copy_context() != before:
+                self._spawn(clean)
+                return
+
+    async def _rest(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        await waiter
+
+    async def _run(self, lease: HeldLease, runner: asyncio.Task[None], now_ms: float) -> None:
+        task = self._tasks[lease.delivery.job_type]
+        lease.started_ms = self.started_ms = now_ms
+        try:
+            kwargs = task.arguments.read(bytes(lease.delivery.payload))
+        except PayloadMismatch as error:
+            lease.ended_ms = now_ms
+            self._settle(lease, field_errors(error.problems))
+            return
+        run = self.runs[lease] = Run(lease, runner, not task.is_async)
+        if self._quiet.is_set():
+            self._quiet.clear()
+        if task.arguments.context_name:
+            kwargs[task.arguments.context_name] = Context(run, self._reporter, self._wall_ms())
+        value: Any = None
+        failure: BaseException | None = None
+        try:
+            value = await (task.function(**kwargs) if task.is_async else self._in_thread(run, task.function, kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
+            failure = error
+        self._end(run, value, failure)
+        if isinstance(failure, KeyboardInterrupt | GeneratorExit) or (
+            self._closing and isinstance(failure, asyncio.CancelledError)
+        ):
+            raise failure
+
+    def _end(self, run: Run, value: Any, failure: BaseException | None) -> None:
+        lease = run.lease
+        del self.runs[lease]
+        if not self.runs:
+            self._quiet.set()
+        if run.stop is None:
+            lease.ended_ms = self._now_ms()
+            self._measure(lease.delivery.job_type, lease.ended_ms - lease.started_ms)
+        else:
+            while run.runner.cancelling():
+                run.runner.uncancel()
+        if run.reported:
+            return
+        run.reported = True
+        lease.ended_ms = lease.ended_ms or self._now_ms()
+        self._settle(lease, resolve(run.stop, run.stop_detail, value, failure))
+
+    async def _in_thread(self, run: Run, function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.concurrency, "penstock-handler")
+        call = functools.partial(contextvars.copy_context().run, function, **kwargs)
+        value = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError("a def handler returned a coroutine; make it async def")
+        return value

@@ -1,0 +1,215 @@
+"""How an attempt ended: a closed union, and the one place where it becomes a line of the log.
+
+What a handler returns, raises, or is stopped by is an :data:`Outcome` from the moment it ends; nothing behind that point is
+decided by exceptions or flags. Whatever a handler produces, the line can be written and read: bodies that are too large, too
+deep or no JSON turn into failures that say so.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from penstock.schemas.codec import depth_of
+from penstock.schemas.errors import PenstockError
+from penstock.schemas.events import Failed, JobError, Returned, Succeeded
+from penstock.schemas.limits import MAX_DEPTH, MAX_ERROR_DETAILS_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_RESULT_BYTES
+from penstock.schemas.messages import Delivery
+from penstock.workers.errors import HandlerError, RetryLater
+from penstock.workers.transport import OutcomeEvent
+
+MAX_BODY_DEPTH = MAX_DEPTH - 4
+"""A body stands a few levels deep in its line."""
+
+TRACE_FRAMES = 12
+
+_NULL = b"null"
+
+StopReason = Literal["timeout", "cancelled", "shutdown", "lost"]
+"""Why a running handler is stopped."""
+
+
+class Done(NamedTuple):
+    """The handler returned; ``result`` is JSON."""
+
+    result: bytes = _NULL
+
+
+class Errored(NamedTuple):
+    """The attempt failed."""
+
+    error: JobError
+    retry_after_ms: int | None = None
+
+
+class GivenBack(NamedTuple):
+    """The job goes back unfinished, at no cost."""
+
+    reason: str
+
+
+class Dropped(NamedTuple):
+    """Nobody wants an outcome: the lease is no longer held."""
+
+    reason: str
+
+
+Outcome = Done | Errored | GivenBack | Dropped
+
+
+def event_of(outcome: Outcome, delivery: Delivery, run_ms: int, at_ms: int) -> OutcomeEvent | None:
+    """The line that says so; None where there is nothing to say. Its id follows from the lease, so a repeat is a duplicate."""
+    lease, actor = delivery.lease, f"worker:{delivery.worker}"
+    match outcome:
+        case Done(result):
+            return Succeeded(
+                id=lease + ".s", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
+                lease=lease, result=Raw(result), run_ms=run_ms,
+            )  # fmt: skip
+        case Errored(error, retry_after_ms):
+            return Failed(
+                id=lease + ".f", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
+                lease=lease, error=error, run_ms=run_ms, retry_after_ms=retry_after_ms,
+            )  # fmt: skip
+        case GivenBack(reason):
+            return Returned(
+                id=lease + ".r", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
+                lease=lease, reason=reason,
+            )  # fmt: skip
+        case Dropped():
+            return None
+
+
+def resolve(stop: StopReason | None, stop_detail: str, value: Any, error: BaseException | None) -> Outcome:
+    """What it means that a handler ended with ``value`` or ``error`` after it was (or was not) told to stop."""
+    match stop, error:
+        case "lost", _:
+            return Dropped(stop_detail)
+        case "timeout", _:
+            return timed_out(stop_detail)
+        case _, None:
+            return returned_value(value)
+        case "cancelled" | "shutdown", _:
+            return GivenBack(stop)
+        case None, failure:
+            return failed(failure)
+
+
+def stopped(stop: StopReason, stop_detail: str) -> Outcome:
+    """What to say of a handler that was told to stop and doesn't."""
+    return resolve(stop, stop_detail, None, HandlerError("still running"))
+
+
+def timed_out(detail: str) -> Errored:
+    return Errored(JobError("timeout", detail or "the attempt ran longer than timeout_ms"))
+
+
+# What a handler returned
+
+
+def returned_value(value: Any) -> Outcome:
+    """A result, or the failure of one that cannot be kept."""
+    if value is None:
+        return Done()
+    try:
+        result = to_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        return permanent("invalid_result", f"the handler's result cannot be said in JSON: {error}")
+    if len(result) > MAX_RESULT_BYTES:
+        return permanent("result_too_large", f"the result has {len(result)} bytes, at most {MAX_RESULT_BYTES} are kept")
+    if too_deep(result):
+        return permanent("invalid_result", f"the result is nested deeper than {MAX_BODY_DEPTH}")
+    return Done(result)
+
+
+def to_json(value: Any) -> bytes:
+    """Anything JSON can say, and dataclasses, structs, pydantic models, dates, sets and the like.
+
+    Raises:
+        TypeError, ValueError, RecursionError: it cannot be said.
+    """
+    encoded = msgspec.json.encode(value, enc_hook=_plain)
+    if b"\n" in encoded:
+        # Only a Raw can bring one in, and it would tear the line.
+        encoded = msgspec.json.encode(msgspec.json.decode(encoded))
+    return encoded
+
+
+def too_deep(encoded: bytes) -> bool:
+    return encoded.count(b"{") + encoded.count(b"[") > MAX_BODY_DEPTH and depth_of(encoded) > MAX_BODY_DEPTH
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump(mode="json")
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+# What a handler raised
+
+
+def permanent(code: str, message: str, details: Any = None) -> Errored:
+    """A failure that no other attempt can mend."""
+    return Errored(job_error(code, message, details, retryable=False))
+
+
+def failed(error: BaseException | None) -> Errored:
+    """The failure that an exception stands for."""
+    if error is None:
+        return Errored(job_error("unknown", "the handler ended without a result", None, retryable=True))
+    after_ms = error.after_ms if isinstance(error, RetryLater) else None
+    details: dict[str, Any] = {"traceback": frames_of(error)}
+    if isinstance(error, HandlerError):
+        if error.details is not None:
+            details["details"] = error.details
+        return Errored(job_error(error.code, str(error), details, retryable=error.retryable), after_ms)
+    if isinstance(error, PenstockError) and error.details:
+        details["details"] = error.details
+    return Errored(job_error(type(error).__name__, str(error), details, retryable=True), after_ms)
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """The innermost frames of an exception, outermost first, without those of the runtime: ``file:line in function``."""
+    own = __name__.rpartition(".")[0].replace(".", "/")
+    frames = [
+        f"{frame.filename}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if f"{own}/executor.py" not in frame.filename.replace("\\", "/")
+    ]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        frames.insert(0, f"caused by {type(cause).__name__}: {str(cause)[:200]}")
+    return frames[-TRACE_FRAMES:] if cause is None else [frames[0], *frames[1:][-TRACE_FRAMES:]]
+
+
+def job_error(code: str, message: str, details: Any, *, retryable: bool) -> JobError:
+    """An error within the limits of the log: shortened where it must be, and always text that can be written."""
+    raw = b"null"
+    if details is not None:
+        try:
+            raw = to_json(details)
+        except (TypeError, ValueError, RecursionError):
+            raw = to_json({"unprintable": clean(repr(details))[:1_000]})
+        if len(raw) > MAX_ERROR_DETAILS_BYTES or too_deep(raw):
+            raw = to_json({"shortened": clean(raw[: MAX_ERROR_DETAILS_BYTES // 4].decode("utf-8", "replace"))})
+    return JobError(clean(code)[:256] or "unknown", clean(message)[:MAX_ERROR_MESSAGE_CHARS], Raw(raw), retryable)
+
+
+def clean(text: str) -> str:
+    """Text without lone surrogates, which UTF-8 cannot say."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def field_errors(problems: Sequence[tuple[str, str]]) -> Errored:
+    """The failure of a payload that does not fit: (field, message) pairs."""
+    message = "; ".join(f"{field}: {text}" if field else text for field, text in problems[:5])
+    if len(problems) > 5:
+        message += f"; and {len(problems) - 5} more"
+    return permanent(
+        "invalid_payload", message, [{"field": field, "message": text} for field, text in problems[:50]]
+    )
