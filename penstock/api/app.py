@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from penstock.api import audit, bulk, gateway_routes, health, jobs, queues, workers
+from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, workers
 from penstock.api.deps import ApiDeps
 from penstock.api.http import POSITION_HEADER, Operation
 from penstock.api.middleware import Around
@@ -34,6 +34,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *queues.OPERATIONS,
     *workers.OPERATIONS,
     *audit.OPERATIONS,
+    *partitions.OPERATIONS,
     *health.OPERATIONS,
 )
 """All operations; the busiest first, for routes are tried in order."""

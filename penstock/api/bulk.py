@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.api.deps import ApiDeps, LinePlace, deps_of
+from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import (
     JSON,
     NDJSON,
@@ -32,6 +32,7 @@ from penstock.api.models import BulkAnswer, BulkItem, decode_job
 from penstock.api.problems import field_errors
 from penstock.client.requests import JobRequest
 from penstock.schemas.errors import (
+    AppendUnknown,
     InvalidField,
     LogError,
     MalformedJson,
@@ -104,24 +105,21 @@ class _Call:
 
     async def _append(self, partition: int, items: Sequence[tuple[int, Prepared]]) -> None:
         try:
-            places = await self._deps.writer.append_many(partition, [prepared.line for _, prepared in items])
-            positions = await self._resolve(partition, places)
-        except LogError as error:
+            async with asyncio.timeout(6 * self._deps.options.append_wait_ms / 1_000):
+                places = await self._deps.writer.append_many(partition, [item.line for _, item in items])
+        except (LogError, TimeoutError) as caught:
+            error = caught if isinstance(caught, LogError) else AppendUnknown()
             self._failure = error
             for index, prepared in items:
                 self._items[index] = _unknown(index, prepared, error)
             return
         self._deps.metrics.appended(len(items))
+        positions = [Position(partition, place.offset, place.line_no) for place in places]
         self._positions.append(max(positions))
         for (index, prepared), position in zip(items, positions, strict=True):
             self._items[index] = BulkItem(index=index, status="accepted", id=prepared.event.job)
             if prepared.given:
                 self._given.append((index, prepared, position))
-
-    async def _resolve(self, partition: int, places: Sequence[LinePlace]) -> list[Position]:
-        if all(place.offset >= 0 for place in places):
-            return [Position(partition, place.offset, place.line) for place in places]
-        return [await self._intake.position(partition, place) for place in places]
 
     async def finish(self) -> tuple[BulkAnswer, str]:
         """Wait until all is durable and decided: the answer and its position token.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from penstock.log.bundler import LinePosition
 from penstock.log.port import Log
 from penstock.projections.port import ReadModel
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES
@@ -21,25 +22,12 @@ if TYPE_CHECKING:
     from penstock.api.registry import WorkerRegistry
 
 
-class LinePlace(Protocol):
-    """Where an appended line stands: offset of its record (-1: acknowledged, but where is not known), its line, log time."""
-
-    @property
-    def offset(self) -> int: ...
-
-    @property
-    def line(self) -> int: ...
-
-    @property
-    def time_ms(self) -> int: ...
-
-
 class JobsWriter(Protocol):
     """Appends lines to partitions of the jobs topic; :class:`penstock.log.bundler.Bundler` is one."""
 
-    async def append(self, partition: int, line: bytes) -> LinePlace: ...
+    async def append(self, partition: int, line: bytes) -> LinePosition: ...
 
-    async def append_many(self, partition: int, lines: Sequence[bytes]) -> Sequence[LinePlace]: ...
+    async def append_many(self, partition: int, lines: Sequence[bytes]) -> Sequence[LinePosition]: ...
 
 
 def wall_clock_ms() -> int:
@@ -60,6 +48,8 @@ class ApiOptions:
     bulk_max_bytes: int = 64 * 1024 * 1024
     read_wait_ms: int = 5_000
     """How long a read waits for the position it asks for, unless it says itself."""
+    append_wait_ms: int = 10_000
+    """How long a write waits for the log; a bulk call six times as long."""
     verdict_wait_ms: int = 10_000
     """How long a write waits for what the fold makes of it."""
     stalled_ms: int = 10_000

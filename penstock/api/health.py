@@ -40,7 +40,9 @@ async def readiness(deps: ApiDeps, watch: ProgressWatch) -> Readiness:
         )
         stalled_ms = watch.stalled_ms(status.partition, status.next_offset, end_offset, now_ms)
         if stalled_ms >= deps.options.stalled_ms:
-            problems.append(f"partition {status.partition}: nothing folded for {stalled_ms} ms and behind the log")
+            problems.append(
+                f"partition {status.partition}: nothing folded for {stalled_ms} ms and behind the log"
+            )
     missing = set(range(deps.topics.partitions)) - {status.partition for status in statuses}
     if missing and statuses:
         problems.append(f"no projection answers for partitions {', '.join(map(str, sorted(missing)))}")

@@ -191,5 +191,3 @@ def wanted_positions(request: Request, after: str | None, partitions: int) -> Ma
         if partition >= partitions:
             raise InvalidField(f"after: there is no partition {partition}", field="after")
     return found
-
-

@@ -7,20 +7,21 @@ waited for.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from penstock.api.deps import ApiDeps, LinePlace
-from penstock.projections.views import enqueued_view
+from penstock.api.deps import ApiDeps
 from penstock.client.idgen import new_id
 from penstock.client.requests import JobRequest, enqueued_event
 from penstock.projections.port import JobView, VerdictView
+from penstock.projections.views import enqueued_view
 from penstock.schemas.codec import encode_line
-from penstock.schemas.errors import IdInUse, PenstockError, ReadBehind, ReadModelUnavailable
+from penstock.schemas.errors import AppendUnknown, IdInUse, PenstockError, ReadBehind, ReadModelUnavailable
 from penstock.schemas.events import Enqueued
 from penstock.schemas.ids import partition_of
-from penstock.schemas.position import LINE_MASK, Position
+from penstock.schemas.position import Position
 
 TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 
@@ -79,13 +80,16 @@ class Intake:
         """
         event = prepared.event
         try:
-            place = await self._deps.writer.append(prepared.partition, prepared.line)
+            async with asyncio.timeout(self._deps.options.append_wait_ms / 1_000):
+                place = await self._deps.writer.append(prepared.partition, prepared.line)
+        except TimeoutError as error:
+            raise AppendUnknown(job_id=event.job) from error
         except PenstockError as error:
             error.details["job_id"] = event.job
             raise
         self._deps.metrics.appended(1)
-        position = await self.position(prepared.partition, place)
-        if not prepared.given and place.offset >= 0:
+        position = Position(prepared.partition, place.offset, place.line_no)
+        if not prepared.given:
             return Taken(enqueued_view(event, position, place.time_ms), position, True)
         try:
             [verdict] = await self.verdicts([(prepared, position)])
@@ -94,16 +98,12 @@ class Intake:
             raise
         return _taken(event, position, verdict)
 
-    async def position(self, partition: int, place: LinePlace) -> Position:
-        """Position of an acknowledged line; where that is not known, one that is surely not before it."""
-        if place.offset >= 0:
-            return Position(partition, place.offset, place.line)
-        bounds = await self._deps.log.bounds(self._deps.topics.jobs, partition)
-        return Position(partition, max(bounds.end - 1, 0), LINE_MASK)
-
     async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:
         """What the fold made of lines, in order."""
-        wanted = [(position, prepared.event.tenant, prepared.event.job, prepared.event.id) for prepared, position in written]
+        wanted = [
+            (position, prepared.event.tenant, prepared.event.job, prepared.event.id)
+            for prepared, position in written
+        ]
         return await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms)
 
 
@@ -111,7 +111,9 @@ def _taken(event: Enqueued, position: Position, verdict: VerdictView) -> Taken:
     outcome = settle(verdict)
     if outcome == "conflict" or verdict.job is None:
         raise IdInUse(
-            f"another job with the id {event.job!r} is already there" if outcome == "conflict" else verdict.reason,
+            f"another job with the id {event.job!r} is already there"
+            if outcome == "conflict"
+            else verdict.reason,
             job_id=event.job,
         )
     return Taken(verdict.job, position, outcome == "created")

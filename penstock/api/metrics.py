@@ -98,7 +98,9 @@ def _projection(statuses: Sequence[PartitionStatus]) -> list[Metric]:
     ends = _gauge("penstock_projection_end_offset", "End of the log when last seen.", ["partition"])
     lags = _gauge("penstock_projection_lag_records", "Offsets not folded yet.", ["partition"])
     leads = _gauge("penstock_partition_led", "1 where an orchestrator has announced itself.", ["partition"])
-    lines = _gauge("penstock_folded_lines", "Lines on the log, by what the fold made of them.", ["partition", "outcome"])
+    lines = _gauge(
+        "penstock_folded_lines", "Lines on the log, by what the fold made of them.", ["partition", "outcome"]
+    )
     for status in statuses:
         label = [str(status.partition)]
         following.add_metric(label, status.next_offset)

@@ -254,5 +254,3 @@ class Health(Struct, frozen=True):
     status: Literal["ok"]
     version: str
     uptime_ms: int
-
-

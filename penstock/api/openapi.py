@@ -25,7 +25,9 @@ _PROBLEMS: Mapping[int, str] = {
 }
 
 
-def document(operations: Iterable[Operation], *, title: str, version: str, description: str) -> dict[str, Any]:
+def document(
+    operations: Iterable[Operation], *, title: str, version: str, description: str
+) -> dict[str, Any]:
     """The whole document, OpenAPI 3.1."""
     operations = tuple(operations)
     schemas = _Schemas(operations)
@@ -60,7 +62,9 @@ class _Schemas:
             if operation.query is not None
             for name in [str(self.of(operation.query).get("$ref", ""))]
         }
-        self.query_components = {name: self.components.pop(name) for name in self._queries if name in self.components}
+        self.query_components = {
+            name: self.components.pop(name) for name in self._queries if name in self.components
+        }
 
     def of(self, kind: Any) -> dict[str, Any]:
         """A reference to a type's schema, or the schema itself."""
@@ -80,11 +84,16 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "parameters": _parameters(operation, schemas),
         "responses": {
             **{str(status): _answer(answer, schemas) for status, answer in operation.answers.items()},
-            **{str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in operation.problems},
+            **{
+                str(status): {"$ref": f"#/components/responses/Problem{status}"}
+                for status in operation.problems
+            },
         },
     }
     if operation.body is not None:
-        content = {kind: {"schema": _body_schema(operation, kind, schemas)} for kind in operation.body_media_types}
+        content = {
+            kind: {"schema": _body_schema(operation, kind, schemas)} for kind in operation.body_media_types
+        }
         described["requestBody"] = {"required": True, "content": content}
     return described
 
@@ -104,7 +113,9 @@ def _parameters(operation: Operation, schemas: _Schemas) -> list[dict[str, Any]]
     if operation.query is not None:
         properties, required = schemas.properties(operation.query)
         for name, schema in properties.items():
-            found.append({"name": name, "in": "query", "required": name in required, "schema": _not_null(schema)})
+            found.append(
+                {"name": name, "in": "query", "required": name in required, "schema": _not_null(schema)}
+            )
     for name, description in operation.headers.items():
         found.append({"name": name, "in": "header", "description": description, "schema": {"type": "string"}})
     return found
@@ -146,5 +157,3 @@ def _problem_responses(schemas: _Schemas) -> dict[str, Any]:
             }
         responses[f"Problem{status}"] = described
     return responses
-
-

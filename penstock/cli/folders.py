@@ -21,18 +21,24 @@ class FolderKind(NamedTuple):
     name: str
     families: tuple[str, ...]
     layout: int
+    prefix: str = ""
+    """What stands before the partition's number in the sub-folder's name."""
 
     def path(self, data: Path) -> Path:
         """The role's folder."""
         return data / self.name
 
+    def store(self, data: Path, partition: int) -> Path:
+        """Where the partition's store is."""
+        return self.path(data) / f"{self.prefix}{partition}"
+
     def exists(self, data: Path, partition: int) -> bool:
         """Whether there is a fold of this version."""
-        return (self.path(data) / str(partition) / f"fold-{FOLD_VERSION}-{self.layout}").is_dir()
+        return (self.store(data, partition) / f"fold-{FOLD_VERSION}-{self.layout}").is_dir()
 
 
 ORCHESTRATOR = FolderKind("orchestrator", tuple(orchestrator_rows.FAMILIES), ORCHESTRATOR_LAYOUT)
-PROJECTION = FolderKind("projection", tuple(projection_rows.FAMILIES), projection_rows.LAYOUT)
+PROJECTION = FolderKind("projection", tuple(projection_rows.FAMILIES), projection_rows.LAYOUT, "partition-")
 
 
 class StoredFold(NamedTuple):
@@ -51,8 +57,10 @@ class StoredFold(NamedTuple):
             HistoryChanged: it is the fold of another log.
         """
         topics = namespace.topics
-        identity = StoreIdentity(log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation)
-        path = kind.path(data) / str(partition)
+        identity = StoreIdentity(
+            log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation
+        )
+        path = kind.store(data, partition)
         with PartitionStore.open(path, identity=identity, extra=kind.families, layout=kind.layout) as store:
             digests = [
                 Expected(offset, kind.name, recorded.state.hex(), recorded.log.hex())

@@ -49,7 +49,11 @@ def exported_lines(
 def decode_exported(text: bytes) -> ExportedLine:
     """What a line of an export says; not its first or last one."""
     line = _line(text)
-    data = b64decode(line.event_base64) if line.event is None and line.event_base64 else (line.event or "").encode()
+    data = (
+        b64decode(line.event_base64)
+        if line.event is None and line.event_base64
+        else (line.event or "").encode()
+    )
     return Position(line.partition, line.offset, line.line), line.time, data
 
 

@@ -115,7 +115,9 @@ class PartitionVerifier:
     def _agreed(self) -> str:
         often, rarely = self._often.digest(), self._rarely.digest()
         if often != rarely:
-            self.proof.problems.append(f"two folds disagree below offset {self._next_offset}: {often} and {rarely}")
+            self.proof.problems.append(
+                f"two folds disagree below offset {self._next_offset}: {often} and {rarely}"
+            )
         return often
 
     def _compare(self, expected: Expected) -> None:

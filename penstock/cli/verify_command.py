@@ -21,7 +21,17 @@ from penstock.state import audit
 
 _POLL_MS = 1_000
 _SILENT_POLLS = 30
-_COLUMNS = ("partition", "records", "lines", "refused", "quarantined", "state digest", "log digest", "compared", "")
+_COLUMNS = (
+    "partition",
+    "records",
+    "lines",
+    "refused",
+    "quarantined",
+    "state digest",
+    "log digest",
+    "compared",
+    "",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +104,9 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
         verifier = PartitionVerifier(partition, topics.partitions, expected)
         bounds = await log.bounds(topics.jobs, partition)
         if bounds.start > 0:
-            verifier.proof.problems.append(f"the log begins at offset {bounds.start}: its beginning is missing")
+            verifier.proof.problems.append(
+                f"the log begins at offset {bounds.start}: its beginning is missing"
+            )
         silent = 0
         next_offset = bounds.start
         async with log.tail({(topics.jobs, partition): bounds.start}) as tail:
@@ -102,7 +114,9 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
                 records = await tail.poll(_POLL_MS)
                 silent = 0 if records else silent + 1
                 if silent >= _SILENT_POLLS:
-                    raise LogUnavailable(f"partition {partition} could not be read beyond offset {next_offset}")
+                    raise LogUnavailable(
+                        f"partition {partition} could not be read beyond offset {next_offset}"
+                    )
                 for record in records:
                     verifier.record(record)
                     next_offset = record.offset + 1

@@ -135,13 +135,13 @@ class Calls:
         """See :meth:`penstock.client.http.Client.enqueue`."""
         fields = request_fields(job_type, payload, options)
         fields.setdefault("id", new_id())
-        return (yield from self._ask(Call("POST", f"{API}/jobs", body=msgspec.json.encode(fields))))
+        return (yield from self.ask(Call("POST", f"{API}/jobs", body=msgspec.json.encode(fields))))
 
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> Generator[Any, Any, BulkResult]:
         """See :meth:`penstock.client.http.Client.enqueue_many`."""
         result = BulkResult()
         for body in bulk_bodies(requests):
-            answer = yield from self._ask(
+            answer = yield from self.ask(
                 Call("POST", f"{API}/jobs/bulk", body=body, content_type=NDJSON_TYPE)
             )
             result.accepted += answer["accepted"]
@@ -155,12 +155,12 @@ class Calls:
         """See :meth:`penstock.client.http.Client.cancel`."""
         # The id of the wish is made here, so that a repeat of the call is the same wish.
         body = msgspec.json.encode({"id": new_id(), "reason": reason})
-        return (yield from self._ask(Call("POST", f"{_job_path(job_id)}/cancel", body=body)))
+        return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/cancel", body=body)))
 
     def retry(self, job_id: str, attempts: int) -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.retry`."""
         body = msgspec.json.encode({"id": new_id(), "attempts": attempts})
-        return (yield from self._ask(Call("POST", f"{_job_path(job_id)}/retry", body=body)))
+        return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/retry", body=body)))
 
     # Reading
 
@@ -212,10 +212,11 @@ class Calls:
     def _read(self, path: str, **params: str) -> Generator[Any, Any, Any]:
         headers = ((POSITION_HEADER, token(self._written.values())),) if self._written else ()
         given = tuple((name, value) for name, value in params.items() if value)
-        return (yield from self._ask(Call("GET", path, given, headers=headers)))
+        return (yield from self.ask(Call("GET", path, given, headers=headers)))
 
-    def _ask(self, call: Call) -> Generator[Any, Any, Any]:
-        answer = yield from self.answered(call)
+    def ask(self, call: Call) -> Generator[Any, Any, Any]:
+        """The answer's JSON. Raises the error that the server answered with."""
+        answer = yield from self._answered(call)
         if answer.status >= 400:
             raise error_of(answer)
         if call.method != "GET":
@@ -227,7 +228,7 @@ class Calls:
                 f"{self.server} answered what is not JSON: is it a Penstock server?"
             ) from error
 
-    def answered(self, call: Call) -> Generator[Any, Any, Answer]:
+    def _answered(self, call: Call) -> Generator[Any, Any, Answer]:
         """The answer to a call, repeated while the server is not there for it.
 
         Raises:

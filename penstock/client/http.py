@@ -144,9 +144,9 @@ class Client:
         """What ``GET /api/v1/<name>`` answers."""
         return self._run(self._calls.resource(name, **params))
 
-    def call(self, call: Call) -> Answer:
-        """Send any call, with the client's retries; errors as answers."""
-        return self._run(self._calls.answered(call))
+    def sent(self, call: Call) -> Any:
+        """What the server answers to any call, with the client's retries; its errors are raised."""
+        return self._run(self._calls.ask(call))
 
     def stream_lines(self, call: Call) -> Generator[bytes, None, None]:
         """Lines of a long answer as they come, without their newlines."""
@@ -273,9 +273,9 @@ class AsyncClient:
         """As :meth:`Client.resource`."""
         return await self._run(self._calls.resource(name, **params))
 
-    async def call(self, call: Call) -> Answer:
-        """As :meth:`Client.call`."""
-        return await self._run(self._calls.answered(call))
+    async def sent(self, call: Call) -> Any:
+        """As :meth:`Client.sent`."""
+        return await self._run(self._calls.ask(call))
 
     async def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
         answer: Answer | None = None

@@ -1,7 +1,8 @@
 """The topics of one namespace on a log: made if missing, checked if there, and bound together by control's first line.
 
-That line says how many partitions the jobs topic has and which generation of the log this is (it grows when a log is copied, so
-that fences never regress). A process set up for other numbers stops here and not after it has misplaced a job.
+That line says how many partitions the jobs topic has and which generation of the log this is (it grows when a
+log is copied, so that fences never regress). A process set up for other numbers stops here and not after it
+has misplaced a job.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -23,6 +25,7 @@ from penstock.log import kv
 from penstock.schemas.errors import LogCorrupt, StoreLocked
 
 _MIB = 1024 * 1024
+_FLUSH_FOLDER = "flushing"
 
 
 class Tuning:
@@ -78,6 +81,13 @@ def _options(tuning: Tuning, *, wal: bool) -> rocks.Options:
     options.set_wal_recovery_mode(rocks.DBRecoveryMode.tolerate_corrupted_tail_records())
     # Without a WAL, families flushed at different moments would recover to different moments.
     options.set_atomic_flush(not wal)
+    return options
+
+
+def _read_options(stop: bytes | None) -> rocks.ReadOptions:
+    options = rocks.ReadOptions()
+    if stop is not None:
+        options.set_iterate_upper_bound(stop)
     return options
 
 
@@ -149,44 +159,69 @@ class RocksFamily:
         return pairs
 
     # The binding's lower bound sets the upper one, so a scan starts by seeking and, backwards, stops by comparing.
+    # And its iterator ends at a damaged block as if nothing followed: a scan that ran out asks for the reason.
 
     def _forward(self, start: bytes, stop: bytes | None, limit: int | None) -> Generator[tuple[bytes, bytes]]:
         if limit is not None and limit <= 0:
             return
-        options = rocks.ReadOptions()
-        if stop is not None:
-            options.set_iterate_upper_bound(stop)
-        items = cast(
-            "Iterator[tuple[bytes, bytes]]", self._rdict.items(from_key=start or None, read_opt=options)
-        )
+        options = _read_options(stop)
+        items = cast("Iterator[tuple[bytes, bytes]]", self._rdict.items(from_key=start, read_opt=options))
+        pair: tuple[bytes, bytes] | None = None
         try:
-            if limit is None:
-                yield from items
-                return
-            for left, pair in zip(range(limit, 0, -1), items, strict=False):
+            for pair in items if limit is None else islice(items, limit):
                 yield pair
-                if left == 1:
-                    return
+                if limit is not None:
+                    limit -= 1
+            if limit is None or limit:
+                self._check_end(start if pair is None else pair[0], stop, reverse=False)
         finally:
             del items
 
-    def _backward(
-        self, start: bytes, stop: bytes | None, limit: int | None
-    ) -> Generator[tuple[bytes, bytes]]:
-        options = rocks.ReadOptions()
-        if stop is not None:
-            options.set_iterate_upper_bound(stop)
+    def _backward(self, start: bytes, stop: bytes | None, limit: int | None) -> Generator[tuple[bytes, bytes]]:
+        options = _read_options(stop)
         items = cast("Iterator[tuple[bytes, bytes]]", self._rdict.items(backwards=True, read_opt=options))
         count = 0
+        last: bytes | None = None
         try:
             while limit is None or count < limit:
                 pair = next(items, None)
-                if pair is None or pair[0] < start:
+                if pair is None:
+                    self._check_end(last, stop, reverse=True)
+                    return
+                last = pair[0]
+                if last < start:
                     return
                 yield pair
                 count += 1
         finally:
             del items
+
+    def _check_end(self, last: bytes | None, stop: bytes | None, *, reverse: bool) -> None:
+        """Step once over the end of a scan with an iterator that tells why it stops."""
+        cursor = self._rdict.iter(_read_options(stop))
+        try:
+            if last is None:
+                cursor.seek_to_last()
+            elif reverse:
+                cursor.seek_for_prev(last)
+            else:
+                cursor.seek(last)
+            if cursor.valid():
+                if reverse:
+                    cursor.prev()
+                else:
+                    cursor.next()
+            cursor.status()
+        except Exception as error:
+            raise LogCorrupt(f"The store in {self._rdict.path()} is damaged: {error}") from error
+        finally:
+            del cursor
+
+    def flush(self) -> None:
+        self._rdict.flush(True)
+
+    def approximate_keys(self) -> int:
+        return self._rdict.property_int_value("rocksdb.estimate-num-keys") or 0
 
     def release(self) -> None:
         # After `cancel_all_background` the binding's last flush is refused; what was to be flushed has been.
@@ -275,15 +310,18 @@ class Store:
         self.write(batch)
 
     def flush(self) -> None:
-        self._opened().flush(True)
-        if not self._wal:
-            return  # atomic flush took all families along
-        for family in self._families.values():
-            family._rdict.flush(True)  # pyright: ignore[reportPrivateUsage]
+        if self._wal:
+            for family in self._families.values():
+                family.flush()
+            return
+        # The binding flushes one family at a time, and a crash between two would leave them at different moments.
+        # A checkpoint flushes all of them atomically; the copy, made of hard links, is then thrown away.
+        folder = os.path.join(self.path, _FLUSH_FOLDER)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.checkpoint(folder)
+        shutil.rmtree(folder)
 
     def checkpoint(self, path: str) -> None:
-        if not self._wal:
-            self.flush()
         maker = rocks.Checkpoint(self._opened())
         try:
             maker.create_checkpoint(path)
@@ -292,28 +330,23 @@ class Store:
 
     def approximate_keys(self, family: str) -> int:
         """RocksDB's own estimate, for metrics."""
-        rdict = self._families[family]._rdict  # pyright: ignore[reportPrivateUsage]
-        return rdict.property_int_value("rocksdb.estimate-num-keys") or 0
+        return self._families[family].approximate_keys()
 
     def close(self) -> None:
         """Release the folder. The order matters: whatever outlives it keeps the lock."""
         if self._db is None:
             return
-        db = self._db
-        try:
-            if not self._wal:
-                self.flush()
-        finally:
-            self._db = None
-            for scan in list(self._scans):
-                scan.close()
-            self._handles.clear()
-            db.cancel_all_background(True)
-            for family in self._families.values():
-                family.release()
-            self._families.clear()
-            with contextlib.suppress(Exception):
-                db.close()
+        db, self._db = self._db, None
+        for scan in list(self._scans):
+            scan.close()
+        self._handles.clear()
+        # Flushes what was written without a WAL, all families at once, before it stops the background.
+        db.cancel_all_background(True)
+        for family in self._families.values():
+            family.release()
+        self._families.clear()
+        with contextlib.suppress(Exception):
+            db.close()
 
     def _opened(self) -> rocks.Rdict:
         if self._db is None:

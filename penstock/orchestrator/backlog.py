@@ -1,8 +1,8 @@
 """Ready jobs of one led partition, in order, by lane.
 
-Memory holds a window of each lane; what is beyond stays in the store and is read when the window runs low. A million waiting
-jobs therefore cost no more memory than ten thousand. A job that leaves the backlog otherwise than by being taken (cancelled,
-expired) is only marked, and dropped when its turn comes.
+Memory holds a window of each lane; what is beyond stays in the store and is read when the window runs low. A
+million waiting jobs therefore cost no more memory than ten thousand. A job that leaves the backlog otherwise
+than by being taken (cancelled, expired) is only marked, and dropped when its turn comes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The log's time, as far as an orchestrator can know it: what the log stamped last, and the time that passed since.
 
-A record's stamp is never later than the log's clock when the record was read, so each one seen is a lower bound. The best of
-the last minute wins. Until something was seen, the machine's own clock serves.
+A record's stamp is never later than the log's clock when the record was read, so each one seen is a lower
+bound. The best of the last minute wins. Until something was seen, the machine's own clock serves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a leader says to workers: deliveries and signals. Hints only: each may be lost, and is said again when it matters."""
+"""What a leader says to workers:
+
+deliveries and signals. Hints only: each may be lost, and is said again when it matters.
+"""
 
 from __future__ import annotations
 

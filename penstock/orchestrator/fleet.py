@@ -1,7 +1,8 @@
 """The workers that an orchestrator hears, and how many more jobs each may be given.
 
-A *session* is one worker as reached one way: directly, or through a gateway's incarnation (``via``). Its credits are the most
-leases that this orchestrator may let it hold at once; proposed leases count as held from the moment they are decided.
+A *session* is one worker as reached one way: directly, or through a gateway's incarnation (``via``). Its
+credits are the most leases that this orchestrator may let it hold at once; proposed leases count as held from
+the moment they are decided.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from penstock.orchestrator.rows import Lane
 from penstock.schemas.messages import Heartbeat
 
-SILENT_MS = 10_000
+SILENT_MS = 5_000
 """A session not heard for so long gets no new jobs."""
 
 FORGET_MS = 120_000
@@ -69,6 +70,10 @@ class Session:
             return 0
         extra = min(self.concurrency, max(0, self.credits - self.concurrency)) if rank < URGENT_RANKS else 0
         return max(0, self.credits + extra - self.outstanding)
+
+    def silence(self) -> None:
+        """It let a lease run out: no more until it is heard again."""
+        self.credits = 0
 
     def close_surplus(self) -> None:
         """It gave a job back for want of room: no more until it says so anew."""

@@ -1,7 +1,8 @@
 """Lines that stand in a wrong partition, on their way to the right one.
 
-Forwarded in log order, one batch in flight: the target keeps the highest origin it has taken from each source and drops what is
-not above it, so a batch may be sent again as often as needed. ``Forwarded`` lines then strike them off here.
+Forwarded in log order, one batch in flight: the target keeps the highest origin it has taken from each source
+and drops what is not above it, so a batch may be sent again as often as needed. ``Forwarded`` lines then
+strike them off here.
 """
 
 from __future__ import annotations

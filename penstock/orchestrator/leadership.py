@@ -1,9 +1,10 @@
 """Who should lead which partition: nomination by who is heard, decided by the log.
 
-Orchestrators broadcast a beat every half second, naming the partitions they lead and those they have folded to the end. Each
-of them computes, from the beats of the last 2.5 s, who would be best for a partition (the highest hash of incarnation and
-partition among those who are caught up) and announces itself where that is itself. Two may think so at once: the fold
-accepts one announcement, the other's ``supersedes`` no longer holds.
+Orchestrators broadcast a beat every half second, naming the partitions they lead and those they have folded
+to the end. Each of them computes, from the beats of the last 2.5 s, who would be best for a partition (the
+highest hash of incarnation and partition among those who are caught up) and announces itself where that is
+itself. Two may think so at once: the fold accepts one announcement, the other's ``supersedes`` no longer
+holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Leases of a led partition: who holds what, until when, and what becomes of a holder that falls silent.
 
-Times are the monotonic clock's, ms. A lease runs out only by time in which heartbeats were in fact being heard: whoever takes
-over, or was deaf for a while, grants every lease anew in full.
+Times are the monotonic clock's, ms. A lease runs out only by time in which heartbeats were in fact being
+heard: whoever takes over, or was deaf for a while, grants every lease anew in full.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ class LeaseKeeper:
             lease.expires_ms = max(lease.expires_ms, now_ms + lease.lease_ms)
 
     def overdue(self, now_ms: int) -> list[tuple[str, Lease, Ending]]:
-        """Leases to end, each with ``silent``, ``timeout`` or ``cancel``. Each is named again until the fold ends it."""
+        """Leases to end, each with ``silent``, ``timeout`` or ``cancel``.
+
+        Each is named again until the fold ends it.
+        """
         found: list[tuple[str, Lease, Ending]] = []
         for key, lease in self._leases.items():
             if now_ms < lease.ending_ms:

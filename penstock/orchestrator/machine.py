@@ -59,8 +59,8 @@ class OrchestratorMachine:
     Args:
         name: of the orchestrator, for people.
         incarnation: of this process, unique.
-        stores: the durable fold of each partition; made with the families of :data:`penstock.orchestrator.rows.FAMILIES`.
-        worker_partitions: how many the workers topic has.
+        stores: the durable fold of each partition; made with the families of
+        :data:`penstock.orchestrator.rows.FAMILIES`. worker_partitions: how many the workers topic has.
         settle_ms: how long to listen for others before claiming anything.
     """
 
@@ -83,7 +83,7 @@ class OrchestratorMachine:
             for store in stores
         }
         self._settled_ms = now.mono_ms + settle_ms
-        self._echoes = {partition: now.mono_ms for partition in range(worker_partitions)}
+        self._echoes = dict.fromkeys(range(worker_partitions), now.mono_ms)
         self._hearing = True
         self._swept_ms = self._echoed_ms = self._beat_ms = now.mono_ms - 10**6
         self._rested_ms = now.mono_ms

@@ -1,7 +1,8 @@
 """Carries out what the machine decided: appends lines, sends deliveries, signals and beats.
 
-Lines of the jobs topic go through the bundler, which retries. Hints are sent once: one record in flight for each destination,
-what comes meanwhile forms the next; when a send fails they are dropped, for the protocol sends again what matters.
+Lines of the jobs topic go through the bundler, which retries. Hints are sent once: one record in flight for
+each destination, what comes meanwhile forms the next; when a send fails they are dropped, for the protocol
+sends again what matters.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ class Now(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Lines of one source partition to append, in order, to ``target``; then tell the machine by ``forwarded(batch)``."""
+    """Lines of one source partition to append, in order, to ``target``.
+
+    Once that is acknowledged, the machine is told by ``Inputs.forwarded``.
+    """
 
     source: int
     target: int

@@ -7,8 +7,8 @@
         └────────────────────────┴──────── a higher epoch is folded ─────────────────┘
 
 Whatever it does as a leader it derives from folded state: what it proposes counts only when it comes back from the log,
-accepted. So a leader that was deposed without knowing it writes lines that everyone drops, and one that dies owes nothing
-that its successor would not find.
+accepted. So a leader that was deposed without knowing it writes lines that everyone drops, and one that dies
+owes nothing that its successor would not find.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from penstock.orchestrator.backlog import Backlog
 from penstock.orchestrator.courier import Courier
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.forwarder import Forwarder
-from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
+from penstock.orchestrator.leases import CANCEL_GRACE_MS, LeaseKeeper
 from penstock.orchestrator.lines import LeaderLines
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
@@ -150,8 +150,8 @@ class PartitionMachine:
             for note in self._index.quarantined_after(self.quarantined_until)
         )
         out.notices.append(
-            f"partition {self.number}: leading with epoch {unpack(self.number, epoch)}, {sum(self.ready.values())} jobs ready,"
-            f" {len(self._leases)} leased"
+            f"partition {self.number}: leading with epoch {unpack(self.number, epoch)},"
+            f" {sum(self.ready.values())} jobs ready, {len(self._leases)} leased"
         )
 
     # Reacting as the leader
@@ -320,6 +320,8 @@ class PartitionMachine:
             return
         if hearing:
             for key, lease, reason in self._leases.overdue(now.mono_ms):
+                if reason == "silent":
+                    lease.session.silence()
                 if reason != "cancel":
                     out.lines[self.number].append(self._lines.lease_expired(key, lease, reason, now))
                 elif (job := self.store.job(key)) is not None:

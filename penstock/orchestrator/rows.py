@@ -1,7 +1,8 @@
 """What a leader must find again after a restart: rows derived from each job, written in the batch that writes the job.
 
-Family ``backlog``: ``r`` + lane + order → job key (ready jobs), ``a`` + job key (leased jobs), ``d`` + job key (dead jobs whose
-record is still owed), ``q`` + position → a refused line for the quarantine topic, ``c`` → ready jobs by lane. Family ``timers``: time + kind + job key.
+Family ``backlog``: ``r`` + lane + order → job key (ready jobs), ``a`` + job key (leased jobs), ``d`` + job
+key (dead jobs whose record is still owed), ``q`` + position → a refused line for the quarantine topic, ``c``
+→ ready jobs by lane. Family ``timers``: time + kind + job key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The orchestrator's shell: reads the log, drives the machine, carries out what it decides.
 
 One task reads the jobs topic, one the hints (workers, broadcast signals, quarantine), and one steps the machine
-whenever something arrived or a timer is due. What ends one of them ends the service, loudly: ``failure`` gets the exception.
+whenever something arrived or a timer is due. What ends one of them ends the service, loudly: ``failure`` gets
+the exception.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class Orchestrator:
             await work()  # type: ignore[misc]  # the three loops are coroutines
         except asyncio.CancelledError:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # whatever ends a loop ends the service, and is handed on
             _log.error("the orchestrator stops: %s", error, exc_info=not isinstance(error, OSError))
             if not self.failure.done():
                 self.failure.set_exception(error)

@@ -1,7 +1,7 @@
 """Times at which a led partition has something to do: delays, retries and expiries.
 
-Only what falls due within a horizon is in memory; the rest waits in the store. A timer is a reminder, not a decision: when
-it fires, the job is asked whether it still waits for that time.
+Only what falls due within a horizon is in memory; the rest waits in the store. A timer is a reminder, not a
+decision: when it fires, the job is asked whether it still waits for that time.
 """
 
 from __future__ import annotations

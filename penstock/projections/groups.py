@@ -1,4 +1,4 @@
-"""Groups of jobs alike in tenant, state, queue, pool and type: exact counts, and the key that an index lists them under.
+"""Groups of jobs alike in tenant, state, queue, pool and type: exact counts, and the key that lists them.
 
 Every list and count is an answer over some of the groups, which are few, and held in memory.
 """

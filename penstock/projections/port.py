@@ -1,8 +1,9 @@
 """What can be asked of the read model, and the shapes of its answers.
 
 Two things answer it: :class:`~penstock.projections.service.ProjectionService` in its own process (in ``dev`` a plain
-call), and :class:`~penstock.projections.remote.RemoteReadModel`, which asks projection processes over their protocol and
-merges what the partitions say. Times in views are RFC 3339 UTC with milliseconds; positions ``partition:offset:line``.
+call), and :class:`~penstock.projections.remote.RemoteReadModel`, which asks projection processes over their protocol
+and merges what the partitions say. Times in views are RFC 3339 UTC with milliseconds; positions
+``partition:offset:line``.
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ class JobView(Struct, frozen=True, kw_only=True):
 
 
 class HistoryItem(Struct, frozen=True, kw_only=True):
-    """One line about a job. ``event`` is the line as written; ``outcome`` what the fold made of it, ``reason`` why if not
-    accepted."""
+    """One line about a job.
+
+    ``event`` is the line as written; ``outcome`` what became of it, ``reason`` why if refused.
+    """
 
     type: str
     actor: str
@@ -86,7 +89,7 @@ class HistoryPage(Struct, frozen=True):
 
 
 class JobsQuery(Struct, frozen=True, kw_only=True):
-    """Newest first by ``(created_at, id)``. Empty filter fields do not filter. ``cursor`` as the page before gave it out."""
+    """Newest first by ``(created_at, id)``. Empty filter fields do not filter. ``cursor``: from the page before."""
 
     tenant: str = "default"
     state: str = ""
@@ -127,7 +130,7 @@ class QuarantinedItem(Struct, frozen=True, kw_only=True):
 
 
 class PartitionStatus(Struct, frozen=True, kw_only=True):
-    """How far a partition is folded: ``next_offset`` is to be folded next, ``end_offset`` was the log's end when last seen."""
+    """How far a partition is folded: ``next_offset`` comes next, ``end_offset`` was the log's end when last seen."""
 
     partition: int
     next_offset: int
@@ -169,7 +172,7 @@ class ReadModel(Protocol):
     async def verdicts(
         self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
     ) -> list[VerdictView]:
-        """For each (position of the write, tenant, job id, event id): wait until folded that far, then what became of it."""
+        """For each (position of the write, tenant, job id, event id): wait until folded that far; what became of it."""
         ...
 
     async def list_jobs(self, query: JobsQuery) -> JobsPage: ...

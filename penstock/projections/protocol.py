@@ -1,9 +1,9 @@
 """How a process asks a projection process: frames over TCP, many requests under way on one connection.
 
-A frame is its length (4 bytes, big-endian) and that many bytes of JSON: bodies of jobs are raw JSON already and pass through
-unread. A client's first frame is :class:`Hello`, and is answered like a request, with id 0; then come :class:`Request` frames,
-each answered by one :class:`Response` with its id, in any order. Only for the inside of a cluster: there is no
-authentication.
+A frame is its length (4 bytes, big-endian) and that many bytes of JSON: bodies of jobs are raw JSON already and pass
+through unread. A client's first frame is :class:`Hello`, and is answered like a request, with id 0; then come
+:class:`Request` frames, each answered by one :class:`Response` with its id, in any order. Only for the inside of a
+cluster: there is no authentication.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def error_of(problem: Problem) -> PenstockError:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """The next frame, None at an orderly end. Raises ConnectionError when the stream breaks or is no stream of frames."""
+    """The next frame, None at an orderly end. Raises ConnectionError when the stream breaks or holds no frames."""
     try:
         length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
         if length > MAX_FRAME_BYTES:

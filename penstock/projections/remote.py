@@ -121,27 +121,38 @@ class RemoteReadModel:
 
     # Asking
 
-    async def _ask(self, partitions: Collection[int], call: protocol.Call, wait_ms: int = 0) -> Raw:
-        """Ask the one process that serves these partitions; another, once, if it does not answer."""
+    async def _spread(
+        self, partitions: Collection[int], ask: Callable[[str, list[int]], Awaitable[T]]
+    ) -> list[T]:
+        """``ask`` each process that serves some of these partitions, all at once; others, once, for those that fail."""
+        left = list[int](partitions)
+        found: list[T] = []
         for last in (False, True):
-            address = next(iter(await self._cover(partitions)))
-            try:
-                return await self._ask_at(address, partitions, call, wait_ms)
-            except ConnectionError as error:
-                self._lost(address, error)
-                if last:
-                    raise ReadModelUnavailable(str(error), partitions=sorted(partitions)) from error
-        raise AssertionError
+            covers = await self._cover(left)
+            answers = await asyncio.gather(
+                *(ask(address, cover) for address, cover in covers.items()), return_exceptions=True
+            )
+            left = list[int]()
+            for (address, cover), answer in zip(covers.items(), answers, strict=True):
+                if not isinstance(answer, BaseException):
+                    found.append(answer)
+                elif last or not isinstance(answer, (ConnectionError, ReadModelUnavailable)):
+                    raise _as_unavailable(answer, cover)
+                else:
+                    _log.warning("the projection at %s is lost: %s", address, answer)
+                    self._directory.gone(address)
+                    left.extend(cover)
+            if not left:
+                break
+        return found
 
-    async def _spread(self, partitions: Collection[int], ask: Callable[[list[int]], Awaitable[T]]) -> list[T]:
-        """``ask`` for the partitions of each process, at once."""
-        covers = (await self._cover(partitions)).values()
-        tasks = [asyncio.ensure_future(ask(cover)) for cover in covers]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+    async def _ask_home(self, job_id: str, call: protocol.Call) -> Raw:
+        """Ask whoever serves the job's partition."""
+
+        async def ask(address: str, partitions: list[int]) -> Raw:
+            return await self._ask(address, partitions, call)
+
+        return (await self._spread([partition_of(job_id, self._topics.partitions)], ask))[0]
 
     async def _cover(self, partitions: Collection[int]) -> dict[str, list[int]]:
         deadline = time.monotonic() + self._patience_s
@@ -154,17 +165,17 @@ class RemoteReadModel:
                 raise ReadModelUnavailable(partitions=missing)
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _ask_at(
-        self, address: str, partitions: Collection[int], call: protocol.Call, wait_ms: int
+    async def _ask(
+        self, address: str, partitions: Collection[int], call: protocol.Call, wait_ms: int = 0
     ) -> Raw:
         connection = await self._connection(address)
-        moved = [
-            number for number in partitions if self._asked.get(number) != address and number in self._reached
-        ]
-        if moved:
-            reached = {number: self._reached[number] for number in moved}
-            catch_up = protocol.Wait(reached, int(self._timeout_s * 1000))
-            await connection.call(catch_up, 2 * self._timeout_s)
+        reached = {
+            number: self._reached[number]
+            for number in partitions
+            if number in self._reached and self._asked.get(number) != address
+        }
+        if reached:
+            await connection.call(protocol.Wait(reached, int(self._timeout_s * 1000)), 2 * self._timeout_s)
         for number in partitions:
             self._asked[number] = address
         return await connection.call(call, self._timeout_s + wait_ms / 1000)
@@ -177,13 +188,6 @@ class RemoteReadModel:
                 connection = self._connections[address] = await Connection.open(address, self._hello)
         return connection
 
-    def _lost(self, address: str, error: ConnectionError) -> None:
-        _log.warning("the projection at %s is lost: %s", address, error)
-        self._directory.gone(address)
-
-    def _home(self, job_id: str) -> list[int]:
-        return [partition_of(job_id, self._topics.partitions)]
-
     @property
     def _all(self) -> range:
         return range(self._topics.partitions)
@@ -191,9 +195,9 @@ class RemoteReadModel:
     # The read model; see the port
 
     async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
-        async def ask(partitions: list[int]) -> Any:
+        async def ask(address: str, partitions: list[int]) -> Any:
             wanted = {number: positions[number] for number in partitions}
-            return await self._ask(partitions, protocol.Wait(wanted, timeout_ms), timeout_ms)
+            return await self._ask(address, partitions, protocol.Wait(wanted, timeout_ms), timeout_ms)
 
         self._check_partitions(positions)
         await self._spread(list(positions), ask)
@@ -201,13 +205,13 @@ class RemoteReadModel:
             self._reached[number] = max(position, self._reached.get(number, position))
 
     async def job(self, tenant: str, job_id: str) -> JobView | None:
-        return _view.decode(await self._ask(self._home(job_id), protocol.GetJob(tenant, job_id)))
+        return _view.decode(await self._ask_home(job_id, protocol.GetJob(tenant, job_id)))
 
     async def history(
         self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
     ) -> HistoryPage | None:
         call = protocol.GetHistory(tenant, job_id, limit, cursor)
-        return _history.decode(await self._ask(self._home(job_id), call))
+        return _history.decode(await self._ask_home(job_id, call))
 
     async def verdicts(
         self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
@@ -217,10 +221,10 @@ class RemoteReadModel:
             by_partition.setdefault(position.partition, []).append(number)
         found: dict[int, VerdictView] = {}
 
-        async def ask(partitions: list[int]) -> None:
+        async def ask(address: str, partitions: list[int]) -> None:
             numbers = [number for partition in partitions for number in by_partition[partition]]
             call = protocol.GetVerdicts([wanted[number] for number in numbers], timeout_ms)
-            answers = _verdicts.decode(await self._ask(partitions, call, timeout_ms))
+            answers = _verdicts.decode(await self._ask(address, partitions, call, timeout_ms))
             found.update(zip(numbers, answers, strict=True))
 
         self._check_partitions(by_partition)
@@ -231,30 +235,32 @@ class RemoteReadModel:
         return [found[number] for number in range(len(wanted))]
 
     async def list_jobs(self, query: JobsQuery) -> JobsPage:
-        async def ask(partitions: list[int]) -> JobsPage:
-            return _jobs.decode(await self._ask(partitions, protocol.ListJobs(query, partitions)))
+        async def ask(address: str, partitions: list[int]) -> JobsPage:
+            return _jobs.decode(await self._ask(address, partitions, protocol.ListJobs(query, partitions)))
 
         check_limit(query.limit)
         return merge_job_pages(await self._spread(self._all, ask), query.limit)
 
     async def counts(self, tenant: str = "default") -> list[CountRow]:
-        async def ask(partitions: list[int]) -> list[CountRow]:
-            return _counts.decode(await self._ask(partitions, protocol.GetCounts(tenant, partitions)))
+        async def ask(address: str, partitions: list[int]) -> list[CountRow]:
+            return _counts.decode(
+                await self._ask(address, partitions, protocol.GetCounts(tenant, partitions))
+            )
 
         answers = await self._spread(self._all, ask)
         return merge_counts(row for rows in answers for row in rows)
 
     async def quarantined(self, limit: int = 100, cursor: str = "") -> QuarantinePage:
-        async def ask(partitions: list[int]) -> QuarantinePage:
+        async def ask(address: str, partitions: list[int]) -> QuarantinePage:
             call = protocol.ListQuarantined(limit, cursor, partitions)
-            return _quarantined.decode(await self._ask(partitions, call))
+            return _quarantined.decode(await self._ask(address, partitions, call))
 
         check_limit(limit)
         return merge_quarantine(await self._spread(self._all, ask), limit, cursor)
 
     async def status(self) -> list[PartitionStatus]:
-        async def ask(partitions: list[int]) -> list[PartitionStatus]:
-            return _status.decode(await self._ask(partitions, protocol.GetStatus(partitions)))
+        async def ask(address: str, partitions: list[int]) -> list[PartitionStatus]:
+            return _status.decode(await self._ask(address, partitions, protocol.GetStatus(partitions)))
 
         answers = await self._spread(self._all, ask)
         return sorted((status for found in answers for status in found), key=lambda status: status.partition)
@@ -263,3 +269,9 @@ class RemoteReadModel:
         unknown = [number for number in partitions if number >= self._topics.partitions]
         if unknown:
             raise ReadModelUnavailable(f"There is no partition {unknown[0]}.", partitions=unknown)
+
+
+def _as_unavailable(error: BaseException, partitions: list[int]) -> BaseException:
+    if isinstance(error, ConnectionError):
+        return ReadModelUnavailable(str(error), partitions=partitions)
+    return error

@@ -285,8 +285,10 @@ class ProjectionService:
         finally:
             for future in futures:
                 future.cancel()
-        for future in done:
-            future.result()
+        ended = [future.exception() for future in done]
+        error = next(filter(None, ended), None)
+        if error is not None:
+            raise error
         if pending:
             self.numbers.waits_behind += 1
             raise self._behind(positions)

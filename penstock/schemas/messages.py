@@ -1,10 +1,11 @@
 """Hints between processes: deliveries on the work topics, signals to workers, and what workers tell.
 
-None of these is truth: each may be lost, doubled or late without harm. A record's value is one JSON line a message, like on
-the jobs log. Times are Unix ms, durations ms.
+None of these is truth: each may be lost, doubled or late without harm. A record's value is one JSON line a
+message, like on the jobs log. Times are Unix ms, durations ms.
 
-Topics (``<ns>`` is the namespace): ``<ns>.work.<priority>`` carries :class:`Delivery`; ``<ns>.signals`` carries :data:`Signal`,
-partition 0 to everybody, the others to the workers and gateways whose ``route`` they are; ``<ns>.workers`` carries :data:`Report`.
+Topics (``<ns>`` is the namespace): ``<ns>.work.<priority>`` carries :class:`Delivery`; ``<ns>.signals``
+carries :data:`Signal`, partition 0 to everybody, the others to the workers and gateways whose ``route`` they
+are; ``<ns>.workers`` carries :data:`Report`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ NULL = Raw(b"null")
 class Delivery(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A leased job on its way to its holder, with all that is needed to run it.
 
-    ``partition`` is where its outcome is to be written; ``fence`` the decimal fencing token; ``sealed`` as on the event.
+    ``partition`` is where its outcome is to be written; ``fence`` the decimal fencing token; ``sealed`` as on
+    the event.
     """
 
     worker: str
@@ -61,9 +63,10 @@ class Holding(Struct, frozen=True, array_like=True):
 class Heartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """One heartbeat for everything a worker holds; goes out at an interval and at once on change.
 
-    ``credits`` is how many leases each orchestrator (by incarnation) may let this worker hold at once; an orchestrator that is
-    not named has none. ``seq`` grows with every heartbeat of an incarnation. ``route`` is the partition of the work and
-    signals topics that reaches the worker. ``leaving`` true: it takes no more and may be forgotten once it holds nothing.
+    ``credits`` is how many leases each orchestrator (by incarnation) may let this worker hold at once; an
+    orchestrator that is not named has none. ``seq`` grows with every heartbeat of an incarnation. ``route``
+    is the partition of the work and signals topics that reaches the worker. ``leaving`` true: it takes no
+    more and may be forgotten once it holds nothing.
     """
 
     worker: str
@@ -91,7 +94,10 @@ class Heartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
 
 
 class Echo(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """An orchestrator's own mark on a partition of the workers topic: while it reads its marks back, it hears heartbeats."""
+    """An orchestrator's own mark on a partition of the workers topic.
+
+    While it reads its marks back, it hears heartbeats.
+    """
 
     orchestrator: str
     incarnation: str
@@ -107,7 +113,8 @@ Report = Heartbeat | Echo
 class Beat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """Broadcast: an orchestrator is alive, leads these partitions (with their epochs), and has this backlog.
 
-    ``backlog`` maps ``pool/job_type`` to ready jobs. ``caught_up`` lists the partitions it has folded to their end and could lead.
+    ``backlog`` maps ``pool/job_type`` to ready jobs. ``caught_up`` lists the partitions it has folded to
+    their end and could lead.
     """
 
     orchestrator: str
@@ -132,7 +139,10 @@ class Serving(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
 
 
 class Acknowledged(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """To a worker: the orchestrator has seen its heartbeat ``seq`` and holds ``outstanding`` leases of it, proposed ones included."""
+    """To a worker: the orchestrator has seen its heartbeat ``seq``.
+
+    It holds ``outstanding`` leases of it, proposed ones included.
+    """
 
     worker: str
     incarnation: str = ""

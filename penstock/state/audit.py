@@ -283,11 +283,15 @@ class _Check:
             raise _Wrong(f"{name} lies outside the range of the header")
         if place <= self.last:
             raise _Wrong(f"{name} is out of order")
-        data = b64decode(line.event_base64, validate=True) if line.event is None and line.event_base64 else None
+        data = (
+            b64decode(line.event_base64, validate=True) if line.event is None and line.event_base64 else None
+        )
         data = (line.event or "").encode() if data is None else data
         found = next_hash(previous, line.partition, line.offset, line.line, line.time, data)
         if found.hex() != line.hash:
-            raise _Wrong(f"{name} does not have the hash that stands beside it: it or a line before it was changed")
+            raise _Wrong(
+                f"{name} does not have the hash that stands beside it: it or a line before it was changed"
+            )
         self.hashes[line.partition] = found
         self.counts[line.partition] += 1
         self.last = place

@@ -31,7 +31,7 @@ from penstock.workers.outcome import to_json
 Problems = list[tuple[str, str]]
 
 
-class PayloadMismatch(Exception):  # noqa: N818 - it says what does not match
+class PayloadMismatch(Exception):
     """The payload does not fit; ``problems`` are (field, message) pairs."""
 
     def __init__(self, problems: Problems) -> None:

@@ -64,5 +64,5 @@ class RetryLater(HandlerError):
         self.after_ms = max(0, int(after_ms))
 
 
-class JobStopped(Exception):  # noqa: N818 - not a failure but the news that the handler is to end
+class JobStopped(Exception):
     """The handler was told to stop, and ends. Raised by :meth:`penstock.workers.context.Context.raise_if_cancelled`."""

@@ -131,6 +131,8 @@ class Executor:
         run.reported = True
         if run.stop != "lost":
             _log.warning("a handler does not stop (%s) and keeps its slot", run.stop, extra=job_fields(run.lease.delivery))
+        if not run.in_thread:
+            run.runner.cancel()
         run.lease.ended_ms = self._now_ms()
         self._settle(run.lease, stopped(run.stop, run.stop_detail))
 

@@ -17,7 +17,12 @@ from msgspec import Raw
 from penstock.schemas.codec import depth_of
 from penstock.schemas.errors import PenstockError
 from penstock.schemas.events import Failed, JobError, Returned, Succeeded
-from penstock.schemas.limits import MAX_DEPTH, MAX_ERROR_DETAILS_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_RESULT_BYTES
+from penstock.schemas.limits import (
+    MAX_DEPTH,
+    MAX_ERROR_DETAILS_BYTES,
+    MAX_ERROR_MESSAGE_CHARS,
+    MAX_RESULT_BYTES,
+)
 from penstock.schemas.messages import Delivery
 from penstock.workers.errors import HandlerError, RetryLater
 from penstock.workers.transport import OutcomeEvent

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from penstock.client.http import AsyncClient, Client, default_client
+from penstock.client.http import DEFAULT_SERVER, AsyncClient, Client, default_client
 from penstock.client.requests import JobOptions
 from penstock.schemas.events import Backoff, Priority
 from penstock.schemas.ids import NAME_PATTERN
@@ -100,7 +101,7 @@ class Task(Generic[P, R]):
         given = cast("JobOptions", job_options)
         if client is not None:
             return client.enqueue(self.name, payload, **given)
-        with Client(default_server()) as own:
+        with Client(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER) as own:
             return own.enqueue(self.name, payload, **given)
 
     def payload_of(self, *args: Any, **kwargs: Any) -> Any:

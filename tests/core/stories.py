@@ -32,7 +32,13 @@ class Story:
 
     def __init__(self) -> None:
         self.fold = PartitionFold(0, 1, lambda _: None)
-        line = {"type": "LeaderAnnounced", "id": "A", "orchestrator": "o", "incarnation": "i", "supersedes": -1}
+        line = {
+            "type": "LeaderAnnounced",
+            "id": "A",
+            "orchestrator": "o",
+            "incarnation": "i",
+            "supersedes": -1,
+        }
         self.fold.fold(EPOCH_OFFSET, 0, True, json.dumps(line).encode())
         self.rows = 0
         self.last: Folded | None = None
@@ -58,15 +64,24 @@ class Story:
         assert found == (outcome, state), f"row {self.rows}: {text.strip()!r} gave {found}: {folded.reason}"
         for check in more.split():
             name, _, wanted = check.partition("=")
-            assert str(getattr(after, name)) == wanted, f"row {self.rows}: {name} is {getattr(after, name)!r}: {text}"
+            assert str(getattr(after, name)) == wanted, (
+                f"row {self.rows}: {name} is {getattr(after, name)!r}: {text}"
+            )
         if outcome != "applied":
             assert folded.reason
-            assert _without_verdicts(before) == _without_verdicts(after), f"row {self.rows} changed a job: {text}"
+            assert _without_verdicts(before) == _without_verdicts(after), (
+                f"row {self.rows} changed a job: {text}"
+            )
 
     def _line(self, words: list[str], time_ms: int, job: Job | None) -> dict[str, Any]:
         kind, *rest = words
         named = rest.pop(0) if rest and "=" not in rest[0] else f"{kind}-{self.rows}"
-        line: dict[str, Any] = {"type": kind, "id": named, "job": JOB, **_defaults(kind, job, self.fold.state.epoch)}
+        line: dict[str, Any] = {
+            "type": kind,
+            "id": named,
+            "job": JOB,
+            **_defaults(kind, job, self.fold.state.epoch),
+        }
         if kind in VERB_TYPES:
             line["not_after"] = time_ms + 60_000
         for field in rest:

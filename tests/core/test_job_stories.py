@@ -69,6 +69,17 @@ STORIES = {
     + "\n9 | LeaseExpired X reason=superseded refund=true | applied | ready | attempt=0",
     "a restarted worker's job that ran costs one": ACTIVE
     + "\n9 | LeaseExpired X reason=superseded | applied | ready | attempt=1 error_code=worker_restarted",
+    "a job that takes its workers down with it is refunded three times in a row, then it costs": """
+        0   | Enqueued E               | applied | ready  |
+        1   | Leased L1                | applied | active |
+        2   | LeaseExpired refund=true | applied | ready  | attempt=0
+        3   | Leased L2                | applied | active |
+        4   | LeaseExpired refund=true | applied | ready  | attempt=0
+        5   | Leased L3                | applied | active |
+        6   | LeaseExpired refund=true | applied | ready  | attempt=0
+        7   | Leased L4                | applied | active |
+        8   | LeaseExpired refund=true | applied | ready  | attempt=1
+        """,
     "a timeout is a failure like others: it backs off": ACTIVE
     + "\n9 | LeaseExpired X reason=timeout | applied | retrying | due_at_ms=109 error_code=timeout",
     "the last attempt's lease expires: dead": """
@@ -166,8 +177,10 @@ STORIES = {
         5   | Cancelled X              | stale   | succeeded |
         """,
     "cancel pending, and it fails: cancelled": CANCELLING + "\n3 | Failed F | applied | cancelled | cancel=",
-    "cancel pending, and it comes back: cancelled": CANCELLING + "\n3 | Returned R | applied | cancelled | attempt=0",
-    "cancel pending, and its lease expires: cancelled": CANCELLING + "\n3 | LeaseExpired X | applied | cancelled |",
+    "cancel pending, and it comes back: cancelled": CANCELLING
+    + "\n3 | Returned R | applied | cancelled | attempt=0",
+    "cancel pending, and its lease expires: cancelled": CANCELLING
+    + "\n3 | LeaseExpired X | applied | cancelled |",
     "cancel pending, and it times out: cancelled": CANCELLING
     + "\n3 | LeaseExpired X reason=timeout | applied | cancelled |",
     "cancel pending, and it is refunded: cancelled": CANCELLING
@@ -214,7 +227,8 @@ STORIES = {
         3   | RetryRequested R         | illegal   | succeeded |
         4   | RetryRequested R         | duplicate | succeeded |
         """,
-    "a verb about an earlier life of the id is stale": READY + "\n1 | CancelRequested C of=E0 | stale | ready |",
+    "a verb about an earlier life of the id is stale": READY
+    + "\n1 | CancelRequested C of=E0 | stale | ready |",
     "a verb that comes late has no effect": """
         100 | Enqueued E                      | applied  | ready |
         200 | CancelRequested C not_after=199 | too_late | ready |
@@ -301,7 +315,12 @@ def test_story(name: str) -> None:
 
 
 def test_the_stories_take_every_arrow_of_the_table() -> None:
-    arrows = {(event, before, after) for event, row in TRANSITIONS.items() for before, afters in row.items() for after in afters}
+    arrows = {
+        (event, before, after)
+        for event, row in TRANSITIONS.items()
+        for before, afters in row.items()
+        for after in afters
+    }
     taken: set[tuple[str, str | None, str | None]] = set()
     for table in STORIES.values():
         story, before = Story(), None
@@ -318,11 +337,22 @@ def test_the_stories_take_every_arrow_of_the_table() -> None:
 
 def test_stories_have_every_outcome() -> None:
     found = set(re.findall(r"\| *([a-z_]+) *\|", "\n".join(STORIES.values())))
-    assert {"applied", "duplicate", "stale", "illegal", "conflict", "too_late", "too_early", "unknown_job"} <= found
+    assert {
+        "applied",
+        "duplicate",
+        "stale",
+        "illegal",
+        "conflict",
+        "too_late",
+        "too_early",
+        "unknown_job",
+    } <= found
 
 
 def test_a_flood_of_refused_verbs_neither_grows_the_row_nor_forgets_an_accepted_one() -> None:
-    story = play(READY + "\n1 | CancelRequested C | applied | cancelled |\n2 | RetryRequested R | applied | ready |")
+    story = play(
+        READY + "\n1 | CancelRequested C | applied | cancelled |\n2 | RetryRequested R | applied | ready |"
+    )
     for number in range(2 * MAX_VERDICTS):
         story.play(f"{3 + number} | RetryRequested flood-{number} | illegal | ready |")
     assert story.job is not None
@@ -331,7 +361,9 @@ def test_a_flood_of_refused_verbs_neither_grows_the_row_nor_forgets_an_accepted_
 
 
 def test_verdicts_are_pruned_when_the_job_is_next_touched() -> None:
-    story = play(ACTIVE + "\n2 | RetryRequested R | illegal | active |\n60002 | Progressed | applied | active |")
+    story = play(
+        ACTIVE + "\n2 | RetryRequested R | illegal | active |\n60002 | Progressed | applied | active |"
+    )
     assert [verdict.event_id for verdict in (story.job.verdicts if story.job else ())] == ["R"]
     story.play("60003 | Progressed | applied | active | verdicts=()")
 

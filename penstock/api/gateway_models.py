@@ -1,0 +1,178 @@
+"""The worker protocol's requests and answers. docs/worker-protocol.md walks through them."""
+
+# No `from __future__ import annotations`: msgspec reads these hints at run time.
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Raw, Struct
+
+from penstock.schemas.events import DurationMs, EventId, JobId, Name, Short
+
+WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
+LeaseMs = Annotated[int, Meta(ge=1_000, le=86_400_000)]
+Types = Annotated[list[Name], Meta(min_length=1, max_length=1_000)]
+
+
+class NamedLease(Struct, frozen=True, forbid_unknown_fields=True):
+    """A lease that the worker holds; with its job, any gateway can renew it."""
+
+    lease: EventId
+    job: str = ""
+
+
+Leases = Annotated[list[EventId | NamedLease], Meta(max_length=10_000)]
+
+
+class FetchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ask for jobs. ``incarnation`` (a ulid) tells a worker from its earlier lives; ``leases`` are those it holds."""
+
+    worker: WorkerName
+    types: Types
+    pool: Name = "default"
+    max: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 10_000
+    lease_ms: LeaseMs = 30_000
+    incarnation: Short = ""
+    leases: Leases = []
+    host: Short = ""
+    version: Short = ""
+
+
+class FetchedJob(Struct, frozen=True, kw_only=True):
+    """A job to run. ``fence`` only grows from holder to holder of a job; ``deadline`` is when its attempt must be done."""
+
+    id: str
+    type: str
+    queue: str
+    priority: str
+    payload: Raw
+    metadata: Raw
+    attempt: int
+    max_attempts: int
+    lease: str
+    lease_ms: int
+    fence: str
+    checkpoint: Raw
+    timeout_ms: int | None
+    deadline: str | None
+    trace: str
+
+
+class Fetched(Struct, frozen=True):
+    """The jobs granted; empty when none came in time."""
+
+    jobs: list[FetchedJob]
+
+
+class ProgressedReport(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Progressed"
+):
+    """How far the job is. ``seq`` must grow within a lease; it is filled in when left out."""
+
+    job: JobId
+    lease: EventId
+    percent: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
+    message: str = ""
+    checkpoint: Any = None
+    seq: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
+
+
+class SucceededReport(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Succeeded"
+):
+    """The job is done."""
+
+    job: JobId
+    lease: EventId
+    result: Any = None
+    run_ms: DurationMs | None = None
+
+
+class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why an attempt failed. With ``retryable`` false the job is dead at once."""
+
+    code: Annotated[str, Meta(min_length=1, max_length=256)]
+    message: str = ""
+    details: Any = None
+    retryable: bool = True
+
+
+class FailedReport(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Failed"
+):
+    """The attempt failed. ``retry_after_ms`` overrides the job's backoff."""
+
+    job: JobId
+    lease: EventId
+    error: ErrorReport
+    retry_after_ms: DurationMs | None = None
+    run_ms: DurationMs | None = None
+
+
+class ReturnedReport(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Returned"
+):
+    """The job is given back unfinished; it costs no attempt."""
+
+    job: JobId
+    lease: EventId
+    reason: Short = ""
+
+
+AnyReport = ProgressedReport | SucceededReport | FailedReport | ReturnedReport
+
+
+class ReportEnvelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A report before its events are looked at, each for itself."""
+
+    worker: WorkerName
+    events: Annotated[list[Raw], Meta(min_length=1, max_length=10_000)]
+    incarnation: Short = ""
+
+
+class ReportRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of jobs. One event that is wrong leaves the others alone."""
+
+    worker: WorkerName
+    events: Annotated[list[AnyReport], Meta(min_length=1, max_length=10_000)]
+    incarnation: Short = ""
+
+
+class ReportItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one event: ``applied``, ``duplicate``, ``stale`` (the lease is no longer held), ``illegal``,
+    ``unknown_job``, ``invalid`` (not written, ``message`` says why), or ``unknown`` (report it again)."""
+
+    job: str
+    outcome: str
+    lease: str = ""
+    message: str = ""
+
+
+class Reported(Struct, frozen=True):
+    """Outcomes in the order of the events."""
+
+    items: list[ReportItem]
+
+
+class HeartbeatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The leases a worker holds. Only these are renewed."""
+
+    worker: WorkerName
+    leases: Leases = []
+    incarnation: Short = ""
+
+
+class GatewaySignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no more; with ``stop``, leave."""
+
+    type: str
+    job: str = ""
+    lease: str = ""
+    reason: str = ""
+    stop: bool = False
+
+
+class HeartbeatAnswer(Struct, frozen=True):
+    """What the worker has to know."""
+
+    signals: list[GatewaySignal]

@@ -1,0 +1,188 @@
+"""The roles put together from their parts. Each function starts one on the stack and returns what may fail of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.api.app import create_app
+from penstock.api.deps import ApiDeps, ApiOptions
+from penstock.api.gateway import Gateway
+from penstock.api.metrics import ApiMetrics
+from penstock.api.registry import WorkerRegistry
+from penstock.api.service import ApiService
+from penstock.cli.folders import ORCHESTRATOR, PROJECTION
+from penstock.cli.health import Numbers, Problems, ProgressCheck, health_app
+from penstock.cli.opening import log_of
+from penstock.cli.roles import Service
+from penstock.cli.settings import Settings
+from penstock.client.idgen import new_id
+from penstock.log.bundler import Bundler
+from penstock.log.namespace import Namespace, open_namespace
+from penstock.log.port import Log
+from penstock.orchestrator.service import Orchestrator
+from penstock.projections.port import ReadModel
+from penstock.projections.server import ReadServer
+from penstock.projections.service import ProjectionService
+
+STEP_SILENCE_MS = 5_000
+"""An orchestrator that has not stepped for so long is stuck: it beats each half second."""
+
+
+@dataclass(slots=True)
+class LogFailure:
+    """Hears from an embedded log that it cannot go on (a failed fsync, a full disk)."""
+
+    failure: asyncio.Future[Any]
+
+    def on_fatal(self, error: BaseException) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLog:
+    """An open log and its namespace."""
+
+    log: Log
+    namespace: Namespace
+    watch: LogFailure
+
+
+async def start_log(stack: AsyncExitStack, settings: Settings) -> OpenedLog:
+    """Open the log and make or check its topics.
+
+    Raises:
+        LogError: it cannot be reached or is not as it must be.
+        StoreLocked: another process has the embedded log.
+    """
+    watch = LogFailure(asyncio.get_running_loop().create_future())
+    log = await stack.enter_async_context(log_of(settings, watch.on_fatal))
+    return OpenedLog(log, await open_namespace(log, settings.topics), watch)
+
+
+def process_name(settings: Settings) -> str:
+    """Name of this process among its like."""
+    return settings.name or f"{socket.gethostname()}-{os.getpid()}"
+
+
+async def start_orchestrator(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, *, alone: bool = False
+) -> Orchestrator:
+    """``alone``: no other orchestrator can be there, so none is waited for."""
+    orchestrator = Orchestrator(
+        opened.log,
+        opened.namespace,
+        ORCHESTRATOR.path(settings.data),
+        name=process_name(settings),
+        **({"settle_ms": 0} if alone else {}),
+    )
+    return await stack.enter_async_context(orchestrator)
+
+
+async def start_projection(stack: AsyncExitStack, settings: Settings, opened: OpenedLog) -> ProjectionService:
+    """The read model of all partitions."""
+    namespace = opened.namespace
+    return await stack.enter_async_context(
+        ProjectionService(
+            opened.log, namespace.topics, PROJECTION.path(settings.data), generation=namespace.generation
+        )
+    )
+
+
+async def start_read_server(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, projection: ProjectionService
+) -> ReadServer:
+    """Answers other processes' reads. It listens where ``projection_address`` says, and tells others that address."""
+    host, _, port = settings.projection_address.rpartition(":")
+    # A name in the network is for others; inside a container it may be bound as any address.
+    bind = host if host in ("", "127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104
+    return await stack.enter_async_context(
+        ReadServer(
+            projection,
+            opened.log,
+            name=process_name(settings),
+            incarnation=new_id(),
+            host=bind or settings.host,
+            port=int(port or 0),
+            advertise=settings.projection_address if port and port != "0" else "",
+        )
+    )
+
+
+async def start_api(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, read_model: ReadModel
+) -> tuple[ApiService, list[Service]]:
+    """The API with its gateway; returns it and everything of it that may fail."""
+    log, namespace = opened.log, opened.namespace
+    registry = await stack.enter_async_context(WorkerRegistry(log, namespace.topics))
+    gateway = await stack.enter_async_context(Gateway(log, namespace.topics, new_id()))
+    writer = await stack.enter_async_context(Bundler(log, namespace.topics.jobs))
+    deps = ApiDeps(
+        log=log,
+        topics=namespace.topics,
+        writer=writer,
+        read_model=read_model,
+        registry=registry,
+        gateway=gateway,
+        metrics=ApiMetrics(),
+        options=ApiOptions(max_payload_bytes=settings.max_payload_bytes),
+        generation=namespace.generation,
+    )
+    service = ApiService(create_app(deps), host=settings.host, port=settings.port)
+    await stack.enter_async_context(service)
+    # Before the server stops: it waits for open requests, and a parked fetch would hold it up.
+    stack.callback(gateway.stop)
+    return service, [registry, service]
+
+
+async def start_health(
+    stack: AsyncExitStack, settings: Settings, role: str, problems: Problems, numbers: Numbers
+) -> Sequence[Service]:
+    """Health and metrics on ``health_port``, if one is set."""
+    if settings.health_port is None:
+        return ()
+    app = health_app(role, problems, numbers)
+    return (await stack.enter_async_context(ApiService(app, host=settings.host, port=settings.health_port)),)
+
+
+def orchestrator_health(orchestrator: Orchestrator) -> tuple[Problems, Numbers]:
+    """Ready while it steps."""
+
+    def problems() -> list[str]:
+        silent_ms = time.monotonic_ns() // 1_000_000 - orchestrator.stepped_ms
+        return [] if silent_ms < STEP_SILENCE_MS else [f"nothing decided for {silent_ms} ms"]
+
+    def numbers() -> dict[str, float]:
+        machine = orchestrator.machine
+        found: dict[str, float] = {"penstock_partitions_led": len(machine.leading)}
+        for name, jobs in machine.backlog().items():
+            found[f'penstock_backlog_jobs{{type="{name}"}}'] = jobs
+        for name, jobs in machine.unhandled().items():
+            found[f'penstock_unhandled_jobs{{type="{name}"}}'] = jobs
+        return found
+
+    return problems, numbers
+
+
+def projection_health(projection: ProjectionService) -> tuple[Problems, Numbers]:
+    """Ready while every partition that is behind moves."""
+
+    def numbers() -> dict[str, float]:
+        counted = projection.numbers
+        found: dict[str, float] = {
+            f"penstock_projection_{name}": getattr(counted, name) for name in counted.__struct_fields__
+        }
+        for partition, offset in projection.offsets.items():
+            found[f'penstock_projection_next_offset{{partition="{partition}"}}'] = offset
+        for partition, lag in projection.lags.items():
+            found[f'penstock_projection_lag_records{{partition="{partition}"}}'] = lag
+        return found
+
+    return ProgressCheck(lambda: projection.lags, lambda: projection.offsets), numbers

@@ -1,0 +1,281 @@
+"""A worker: takes jobs from a transport, runs their handlers, and tells how they ended.
+
+::
+
+    async with Worker(app, LogTransport(log, topics), concurrency=20) as worker:
+        await worker.failure
+
+It holds as many leases as it runs handlers, and more while jobs are so short that it would wait for the log
+(:mod:`penstock.workers.runtimes`). What it cannot run soon it gives back, which costs the job nothing. At the end it takes
+no more, gives back what was not started, lets what runs end for a while, stops the rest and gives it back, and says good-bye.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Self
+
+from penstock.client.idgen import new_id
+from penstock.workers.app import AnyTask, App, collect
+from penstock.workers.executor import STOP_MS, Executor
+from penstock.workers.hub import monotonic_ms, wall_clock_ms
+from penstock.workers.lease import HeldLease
+from penstock.workers.outcome import GivenBack, Outcome, event_of
+from penstock.workers.progress import ProgressReporter
+from penstock.workers.runtimes import RunTimes
+from penstock.workers.transport import Transport, WorkerProfile
+
+BUSY_TICK_MS = 50
+IDLE_TICK_MS = 250
+SHRUNK_MS = 1_000
+"""For so long after the capacity shrank, what was leased under the larger one is not surplus yet."""
+
+STALLED_MS = 500
+"""When nothing was started for so long, what was prefetched goes back: the estimate was wrong."""
+
+FLUSH_MS = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs tasks. Use as an async context manager; leaving it is the graceful shutdown.
+
+    Args:
+        tasks: an App, or tasks.
+        transport: where jobs come from.
+        concurrency: handlers run at once.
+        pool: whose jobs.
+        name: stays the same over restarts, so that a restarted worker frees its old leases at once; made up if empty.
+        lease_ms: how long a lease it wants: a worker that falls silent keeps its jobs from others so long.
+        grace_ms: at shutdown, how long running handlers may go on.
+
+    Raises:
+        AppInvalid, TaskInvalid: the tasks cannot be run.
+    """
+
+    def __init__(
+        self, tasks: App | Iterable[AnyTask], transport: Transport, *, concurrency: int = 10, pool: str = "default",
+        name: str = "", lease_ms: int = 30_000, grace_ms: int = 10_000,
+        now_ms: Callable[[], float] = monotonic_ms, wall_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:  # fmt: skip
+        if concurrency < 1:
+            raise ValueError("concurrency is at least 1")
+        self._tasks = collect(tasks)
+        self._transport = transport
+        self._grace_ms = grace_ms
+        self._now_ms = now_ms
+        self._wall_ms = wall_ms
+        self.profile = WorkerProfile(
+            worker=name or f"{_host()}-{os.getpid()}-{new_id()[-6:]}", incarnation=new_id(), pool=pool,
+            types=tuple(sorted(self._tasks)), concurrency=concurrency, lease_ms=lease_ms, host=_host(),
+            version=_version(),
+        )  # fmt: skip
+        self.run_times = RunTimes()
+        self.capacity = concurrency
+        self.left = asyncio.Event()
+        """Set when a signal asked the worker to stop; whoever runs it should then leave its context."""
+        self._limit = concurrency
+        self._shrunk_ms = -math.inf
+        self._draining = False
+        self._executor: Executor | None = None
+        self._reporter: ProgressReporter | None = None
+        self._failure: asyncio.Future[None] | None = None
+        self._tick_task: asyncio.Task[None] | None = None
+
+    # Service
+
+    async def __aenter__(self) -> Self:
+        self._failure = asyncio.get_running_loop().create_future()
+        self._reporter = ProgressReporter(self._transport, self._now_ms, self._wall_ms)
+        self._executor = Executor(
+            self._tasks, self.profile.concurrency, self._reporter, settle=self._settle, measure=self._measure,
+            now_ms=self._now_ms, wall_ms=self._wall_ms,
+        )  # fmt: skip
+        self._executor.start()
+        try:
+            await self._transport.start(self.profile, self)
+        except BaseException:
+            await self._executor.close()
+            await self._transport.close()
+            raise
+        self._transport.failure.add_done_callback(self._transport_failed)
+        self._tick_task = asyncio.create_task(self._tick(), name="worker-tick")
+        _log.info("worker %s runs %s", self.profile.worker, ", ".join(self.profile.types))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._leave(self._grace_ms if error is None else 0)
+        finally:
+            if self._tick_task is not None:
+                self._tick_task.cancel()
+                await asyncio.gather(self._tick_task, return_exceptions=True)
+            await self.executor.close()
+            if self._reporter is not None:
+                await self._reporter.close()
+            await self._transport.close()
+            if not self.failure.done():
+                self.failure.cancel()
+
+    @property
+    def failure(self) -> asyncio.Future[None]:
+        """Gets an exception when the worker cannot go on."""
+        assert self._failure is not None, "the worker is not entered"
+        return self._failure
+
+    @property
+    def executor(self) -> Executor:
+        assert self._executor is not None, "the worker is not entered"
+        return self._executor
+
+    @property
+    def busy(self) -> int:
+        """Handlers running now."""
+        return len(self.executor.runs)
+
+    async def _leave(self, grace_ms: int) -> None:
+        """Take no more, finish or give back, and see it written."""
+        self._draining = True
+        self._transport.stop_taking()
+        self._give_back_waiting("shutdown")
+        if not await self.executor.quiet(grace_ms):
+            for lease in list(self.executor.runs):
+                self.executor.stop(lease, "shutdown")
+            await self.executor.quiet(STOP_MS["shutdown"])
+            for run in list(self.executor.runs.values()):
+                self.executor.speak_for(run)
+        unwritten = await self._transport.flush(FLUSH_MS)
+        if unwritten:
+            _log.warning("%d outcomes were not written; their jobs run again", unwritten)
+
+    # What the transport brings
+
+    def receive(self, leases: Sequence[HeldLease]) -> None:
+        """New leases: into the backlog, and what there is no room for goes back."""
+        executor = self.executor
+        running = {lease.id for lease in executor.runs}
+        taken: list[HeldLease] = []
+        for lease in leases:
+            if self._draining:
+                self._settle(lease, GivenBack("shutdown"))
+            elif lease.delivery.job_type not in self._tasks:
+                self._settle(lease, GivenBack("no_handler"))
+            elif lease.id in running:
+                # It was lost once, and the handler that would not stop still runs.
+                self._settle(lease, GivenBack("still_running"))
+            else:
+                taken.append(lease)
+        executor.backlog.put(taken)
+        self._give_back_surplus()
+        executor.wake()
+
+    def cancel(self, lease: HeldLease) -> None:
+        if self.executor.backlog.remove(lease):
+            self._settle(lease, GivenBack("cancelled"))
+        else:
+            self.executor.stop(lease, "cancelled", lease.cancel_reason or "")
+
+    def lose(self, lease: HeldLease) -> None:
+        if not self.executor.backlog.remove(lease):
+            self.executor.stop(lease, "lost", lease.lost_reason)
+
+    def drain(self, stop: bool) -> None:
+        self._draining = True
+        self._transport.stop_taking()
+        self._give_back_waiting("drained")
+        if stop:
+            self.left.set()
+
+    # Giving back
+
+    def _give_back_waiting(self, reason: str) -> None:
+        while (lease := self.executor.backlog.take_last()) is not None:
+            self._settle(lease, GivenBack(reason))
+
+    def _give_back_surplus(self) -> None:
+        """Keep to the limit: the newest of the least urgent goes back first."""
+        backlog = self.executor.backlog
+        room = max(self._limit - len(self.executor.runs), 0)
+        while len(backlog) > room and (lease := backlog.take_last()) is not None:
+            self._settle(lease, GivenBack("surplus"))
+
+    # Ends
+
+    def _settle(self, lease: HeldLease, outcome: Outcome) -> None:
+        event = event_of(outcome, lease.delivery, lease.run_ms(0.0), self._wall_ms())
+        if event is not None:
+            self._transport.finish(lease, event)
+
+    def _measure(self, job_type: str, run_ms: float) -> None:
+        if self.run_times.add(job_type, run_ms):
+            self._resize()
+
+    # Time
+
+    def _resize(self) -> None:
+        """Fit the capacity to what runs how long."""
+        executor = self.executor
+        free_slots = max(self.profile.concurrency - executor.stuck, 0)
+        demand = self._transport.demand() | executor.backlog.types()
+        prefetch = self.run_times.prefetch(free_slots, demand) if not self._draining else 0
+        capacity = free_slots + prefetch
+        if capacity < self.capacity:
+            self._shrunk_ms = self._now_ms()
+        self.capacity = capacity
+        self._limit = max(self._limit, capacity)
+        self._transport.resize(capacity, len(executor.runs))
+
+    async def _tick(self) -> None:
+        while True:
+            now_ms = self._now_ms()
+            tick_ms = BUSY_TICK_MS if self.executor.runs else IDLE_TICK_MS
+            until_ms = min(tick_ms, max(self.executor.next_deadline_ms() - now_ms, 1))
+            await asyncio.sleep(until_ms / 1000)
+            try:
+                self._tick_once()
+            except Exception as error:  # noqa: BLE001 - without its clock a worker must not go on
+                self._fail(error)
+                return
+
+    def _tick_once(self) -> None:
+        now_ms = self._now_ms()
+        executor = self.executor
+        executor.tick()
+        waiting = len(executor.backlog)
+        if waiting and executor.runs and now_ms - executor.started_ms > STALLED_MS:
+            for run in executor.runs.values():
+                self.run_times.slow(run.lease.delivery.job_type, run.lease.run_ms(now_ms))
+            self._shrunk_ms = -math.inf
+        self._resize()
+        if now_ms - self._shrunk_ms > SHRUNK_MS and self._limit > self.capacity:
+            self._limit = self.capacity
+            self._give_back_surplus()
+
+    def _transport_failed(self, failure: asyncio.Future[None]) -> None:
+        if not failure.cancelled() and (error := failure.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0] or "worker"
+
+
+def _version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return ""

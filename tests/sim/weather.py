@@ -1,0 +1,66 @@
+"""How bad things are in one run: probabilities and counts, drawn from the seed."""
+
+from __future__ import annotations
+
+from random import Random
+
+from msgspec import Struct
+
+
+class Weather(Struct, frozen=True):
+    """Probabilities are for each occasion, times are virtual ms."""
+
+    storm_ms: int = 20_000
+    """How long jobs come in and faults happen; then the sky clears and everything must come to its end."""
+    partitions: int = 2
+    orchestrators: int = 1
+    workers: int = 2
+    jobs: int = 20
+    append_fault: float = 0.0
+    hint_lost: float = 0.0
+    hint_doubled: float = 0.0
+    hint_late: float = 0.0
+    crash_in_outputs: float = 0.0
+    """For each single output that an orchestrator carries out."""
+    orchestrator_trouble_ms: int = 0
+    """Mean time between crashes, pauses and deaf spells of orchestrators; 0 is never."""
+    worker_trouble_ms: int = 0
+    odd_lines: float = 0.0
+    """Garbage, misrouted, doubled and forged lines, for each job."""
+    verbs: float = 0.0
+    clock_steps: float = 0.0
+    foreign_stamps: float = 0.0
+    """Records whose time was not stamped by the log."""
+    give_up: float = 0.0
+    """A writer stops retrying a record that is refused or whose fate is unknown."""
+
+    @property
+    def calm(self) -> bool:
+        return not (self.append_fault or self.orchestrator_trouble_ms or self.hint_lost)
+
+
+def draw(random: Random) -> Weather:
+    """Some weather. Each kind of trouble is absent in some runs, so that what another hides can be seen."""
+
+    def some(most: float) -> float:
+        return random.choice((0.0, most * random.random(), most))
+
+    return Weather(
+        storm_ms=random.choice((8_000, 15_000, 30_000)),
+        partitions=random.choice((2, 2, 3, 4)),
+        orchestrators=random.choice((1, 2, 2, 3)),
+        workers=random.choice((1, 2, 3, 4)),
+        jobs=random.randint(6, 30),
+        append_fault=some(0.15),
+        hint_lost=some(0.2),
+        hint_doubled=some(0.1),
+        hint_late=some(0.15),
+        crash_in_outputs=some(0.01),
+        orchestrator_trouble_ms=random.choice((0, 3_000, 8_000)),
+        worker_trouble_ms=random.choice((0, 3_000, 8_000)),
+        odd_lines=some(0.6),
+        verbs=some(0.5),
+        clock_steps=some(0.05),
+        foreign_stamps=some(0.2),
+        give_up=some(0.2),
+    )
