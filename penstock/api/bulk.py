@@ -1,7 +1,7 @@
 """Many jobs in one call, as a JSON array or as NDJSON that is worked on while it comes in.
 
-Items are taken in slices, so that a call of 100,000 does not keep others waiting, and each slice is appended while the next one
-is read. The answer is given when every accepted item is durable; one bad item leaves the others alone.
+Items are taken in slices, so that a call of 100,000 does not keep others waiting, and each slice is appended while
+the next one is read. The answer is given when every accepted item is durable; one bad item leaves the others alone.
 """
 
 from __future__ import annotations

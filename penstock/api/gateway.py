@@ -1,16 +1,16 @@
 """The gateway: workers that speak HTTP, each as a session on the log.
 
-Kafka out of reach, another language, a shell script: such a worker fetches, reports and heartbeats over HTTP, and this module
-is its presence on the log, through one :class:`~penstock.workers.hub.SessionHub` for all of them.
+Kafka out of reach, another language, a shell script: such a worker fetches, reports and heartbeats over HTTP, and this
+module is its presence on the log, through one :class:`~penstock.workers.hub.SessionHub` for all of them.
 
-* **Credit is what is being asked for.** A session's capacity is what its worker holds and what its waiting fetches have room
-  for, so nothing is leased to a worker that does not ask.
-* **Only what the client names is renewed.** A grant counts as named when it is handed out, then in each heartbeat, report or
-  fetch that names it; each naming lasts a third of the lease, the interval at which clients should heartbeat.
-* **An answer may be lost.** A grant that was handed out and never named since is handed out again by a later fetch, at the
-  earliest a second after the first time: the same lease, which a client that has it ignores.
-* **A grant may come late**, when the fetch that wanted it is gone. Another waiting fetch takes it; after a second it is returned,
-  which costs the job no attempt.
+* **Credit is what is being asked for.** A session's capacity is what its worker holds and what its waiting fetches have
+  room for, so nothing is leased to a worker that does not ask.
+* **Only what the client names is renewed.** A grant counts as named when it is handed out, then in each heartbeat,
+  report or fetch that names it; each naming lasts a third of the lease, the interval at which clients should heartbeat.
+* **An answer may be lost.** A grant that was handed out and never named since is handed out again by a later fetch, at
+  the earliest a second after the first time: the same lease, which a client that has it ignores.
+* **A grant may come late**, when the fetch that wanted it is gone. Another waiting fetch takes it; after a second it is
+  returned, which costs the job no attempt.
 * A client that vanishes is forgotten; its leases run out like those of any worker that falls silent.
 """
 

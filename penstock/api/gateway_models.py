@@ -39,7 +39,7 @@ class FetchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class FetchedJob(Struct, frozen=True, kw_only=True):
-    """A job to run. ``fence`` only grows from holder to holder of a job; ``deadline`` is when its attempt must be done."""
+    """A job to run. ``fence`` only grows from holder to holder; ``deadline`` is when this attempt must be done."""
 
     id: str
     type: str
@@ -163,7 +163,8 @@ class HeartbeatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class GatewaySignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no more; with ``stop``, leave."""
+    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no more;
+    with ``stop``, leave."""
 
     type: str
     job: str = ""

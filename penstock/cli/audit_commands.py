@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +100,7 @@ def _from_server(
 
 
 @contextmanager
-def _writing(file: Path | None) -> Iterator[IO[bytes]]:
+def _writing(file: Path | None) -> Generator[IO[bytes], None, None]:
     """Stdout, or a file that gets its name only when it is whole."""
     if file is None:
         yield sys.stdout.buffer

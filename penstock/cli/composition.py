@@ -20,7 +20,7 @@ from penstock.api.service import ApiService
 from penstock.cli.folders import ORCHESTRATOR, PROJECTION
 from penstock.cli.health import Numbers, Problems, ProgressCheck, health_app
 from penstock.cli.opening import log_of
-from penstock.cli.roles import Service
+from penstock.cli.roles import Part, Service
 from penstock.cli.settings import Settings
 from penstock.client.idgen import new_id
 from penstock.log.bundler import Bundler
@@ -30,6 +30,9 @@ from penstock.orchestrator.service import Orchestrator
 from penstock.projections.port import ReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
+
+SETTLE_MS = 1_200
+"""How long an orchestrator listens for others before it leads."""
 
 STEP_SILENCE_MS = 5_000
 """An orchestrator that has not stepped for so long is stuck: it beats each half second."""
@@ -81,7 +84,7 @@ async def start_orchestrator(
         opened.namespace,
         ORCHESTRATOR.path(settings.data),
         name=process_name(settings),
-        **({"settle_ms": 0} if alone else {}),
+        settle_ms=0 if alone else SETTLE_MS,
     )
     return await stack.enter_async_context(orchestrator)
 
@@ -102,7 +105,7 @@ async def start_read_server(
     """Answers other processes' reads. It listens where ``projection_address`` says, and tells others that address."""
     host, _, port = settings.projection_address.rpartition(":")
     # A name in the network is for others; inside a container it may be bound as any address.
-    bind = host if host in ("", "127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104
+    bind = host if host in ("", "127.0.0.1", "localhost") else "0.0.0.0"
     return await stack.enter_async_context(
         ReadServer(
             projection,
@@ -139,7 +142,8 @@ async def start_api(
     await stack.enter_async_context(service)
     # Before the server stops: it waits for open requests, and a parked fetch would hold it up.
     stack.callback(gateway.stop)
-    return service, [registry, service]
+    assert registry.failure is not None
+    return service, [Part(registry.failure), service]
 
 
 async def start_health(

@@ -194,7 +194,7 @@ def get(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: S
 
 def _print_job(cli: Cli, job: Json) -> None:
     shown = {**job, "progress": _progress(job)}
-    errors = shown.pop("errors", [])
+    errors = cast("list[Json]", shown.pop("errors", []))
     cli.printer.fields((name, value) for name, value in shown.items() if value not in (None, "", [], {}))
     if errors:
         cli.printer.table(

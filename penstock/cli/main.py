@@ -19,7 +19,6 @@ from penstock.cli import (
     audit_commands,
     job_commands,
     log_commands,
-    projection_commands,
     quarantine_commands,
     role_commands,
     verify_command,
@@ -34,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (role_commands, job_commands, log_commands, projection_commands, verify_command):
+for module in (role_commands, job_commands, log_commands, verify_command):
     module.register(app)
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(quarantine_commands.app, name="quarantine")

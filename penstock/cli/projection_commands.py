@@ -1,89 +1,66 @@
-"""``penstock projection``: the role itself, and building its folder anew from the log."""
+"""``penstock projection rebuild``: the read model's folder built anew from the log."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import msgspec
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, cli_of
 from penstock.cli.folders import PROJECTION
 from penstock.cli.opening import existing_log
-from penstock.log.namespace import Namespace
-from penstock.log.port import Log
-from penstock.projections.service import ProjectionService
-from penstock.schemas.errors import Conflict, PenstockError
-from penstock.schemas.position import Position
-
-CATCH_UP_MS = 2_000
+from penstock.projections.rebuild import Rebuilt, rebuild_partition
+from penstock.projections.service import projection_store
+from penstock.schemas.errors import Conflict
+from penstock.state.partition_store import StoreIdentity
 
 
 def rebuild(
     ctx: typer.Context,
     into: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="An empty folder; else the one that the projection uses."),
+        typer.Option(metavar="DIR", help="An empty folder; else the one that the projection uses is replaced."),
     ] = None,
     output: Output = None,
     log: LogUrl = None,
     data: DataFolder = None,
 ) -> None:
-    """Fold the whole log into a folder anew, and print the digests.
-
-    An embedded log must not be in use. Without --into the projection's own folder is replaced when the new one is whole.
-    """
+    """Fold the whole log into a folder anew, and print the digests. An embedded log must not be in use."""
     cli = cli_of(ctx, output, log=log, data=data)
     folder = into or PROJECTION.path(cli.settings.data)
     if into is not None and into.exists() and any(into.iterdir()):
         raise Conflict(f"{into} is not empty")
-    target = folder if into is not None else folder.with_name(f"{folder.name}.rebuilding")
-    statuses = asyncio.run(_rebuild(cli, target))
-    if into is None:
-        _replace(folder, target)
+    found = asyncio.run(_rebuild(cli, folder, replace=into is None))
     if cli.printer.json:
-        cli.printer.value({"folder": str(folder), "partitions": statuses})
+        cli.printer.value({"folder": str(folder), "partitions": [msgspec.structs.asdict(part) for part in found]})
         return
     columns = ("partition", "next_offset", "accepted", "refused", "quarantined", "digest")
-    cli.printer.table(columns, ([status[name] for name in columns] for status in statuses))
+    cli.printer.table(columns, ([getattr(part, name) for name in columns] for part in found))
     cli.printer.text(f"rebuilt into {folder}")
 
 
-async def _rebuild(cli: Cli, folder: Path) -> list[dict[str, Any]]:
+async def _rebuild(cli: Cli, folder: Path, *, replace: bool) -> list[Rebuilt]:
+    target = folder.with_name(f"{folder.name}.rebuilding") if replace else folder
     async with existing_log(cli.settings) as (log, namespace):
-        _remove(folder)
-        return await fold_into(log, namespace, folder)
-
-
-async def fold_into(log: Log, namespace: Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Fold all that the log has now into ``folder``; status by partition.
-
-    Raises:
-        PenstockError: why the fold ended early.
-    """
-    topics = namespace.topics
-    ends = {
-        partition: (await log.bounds(topics.jobs, partition)).end for partition in range(topics.partitions)
-    }
-    positions = {partition: Position(partition, end - 1, 0) for partition, end in ends.items() if end > 0}
-    async with ProjectionService(log, topics, folder, generation=namespace.generation) as service:
-        while positions:
-            if service.failure.done():
-                raise service.failure.exception() or PenstockError("The fold ended by itself.")
-            if all(service.offsets[partition] > position.offset for partition, position in positions.items()):
-                break
-            await asyncio.sleep(0.02)
-        found = await service.status()
-    return [{name: getattr(status, name) for name in status.__struct_fields__} for status in found]
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _replace(folder: Path, rebuilt: Path) -> None:
-    _remove(folder)
-    rebuilt.rename(folder)
+        topics = namespace.topics
+        if replace:
+            for partition in range(topics.partitions):
+                # A projection that runs on the folder holds its lock: it must not lose it under its feet.
+                identity = StoreIdentity(
+                    log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation
+                )
+                if PROJECTION.exists(cli.settings.data, partition):
+                    projection_store(folder, identity).close()
+            shutil.rmtree(target, ignore_errors=True)
+        found = [
+            await rebuild_partition(log, topics, partition, target, generation=namespace.generation)
+            for partition in range(topics.partitions)
+        ]
+    if replace:
+        shutil.rmtree(folder, ignore_errors=True)
+        target.rename(folder)
+    return found

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from penstock.schemas.errors import PenstockError
@@ -31,6 +32,13 @@ class Service(Protocol):
 
     @property
     def failure(self) -> asyncio.Future[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a role that has a failure of its own."""
+
+    failure: asyncio.Future[Any]
 
 
 Compose = Callable[[AsyncExitStack], Awaitable[Sequence[Service]]]

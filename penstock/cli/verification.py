@@ -1,7 +1,7 @@
 """Proof that a log's fold is what it is said to be: the log is folded anew, twice, and every digest is compared.
 
-The two folds differ in how they batch: one takes its changes after every record, the other as rarely as it can. State
-digests that the read model, an orchestrator or a server has recorded are compared at the very offset they were taken at.
+The two folds differ in how they batch: one takes its changes after every record, the other as rarely as it can.
+State digests that the read model, an orchestrator or a server recorded are compared at the offset they were taken at.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ How the parts hang together, from the user's code outwards::
           │       OutcomeWriter
     work and signals topics (in), workers and jobs topics (out)
 
-The gateway of the API is a :class:`~penstock.workers.hub.SessionHub` with one session for each worker that it speaks for.
+The gateway of the API is a :class:`~penstock.workers.hub.SessionHub` with one session for each worker that it
+speaks for.
 
-What fails, and what then: heartbeats that cannot be written for nearly the length of a lease end the handlers, for another
-worker may hold their jobs by then; an outcome that cannot be written is written again until it can; a delivery that
-comes twice runs once; a thread that cannot be stopped keeps its slot, and what it returns is dropped.
+What fails, and what then: heartbeats that cannot be written for nearly the length of a lease end the handlers,
+for another worker may hold their jobs by then; an outcome that cannot be written is written again until it can;
+a delivery that comes twice runs once; a thread that cannot be stopped keeps its slot, and what it returns is
+dropped.
 """

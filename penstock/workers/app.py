@@ -16,7 +16,8 @@ AnyTask = Task[..., Any]
 
 
 class App:
-    """Tasks by job type. For handlers spread over modules; a single module needs none, its ``@task`` functions are found.
+    """Tasks by job type. For handlers spread over modules; a single module needs none, its ``@task`` functions
+    are found.
 
     ::
 
@@ -58,7 +59,9 @@ class App:
             for found in member if isinstance(member, App) else (member,):
                 known = self._tasks.setdefault(found.name, found)
                 if known is not found:
-                    raise AppInvalid(f"two tasks handle the job type {found.name!r}: {_place(known)} and {_place(found)}")
+                    raise AppInvalid(
+                        f"two tasks handle the job type {found.name!r}: {_place(known)} and {_place(found)}"
+                    )
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...

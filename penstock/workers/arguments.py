@@ -3,9 +3,11 @@
 Parameters annotated :class:`~penstock.workers.context.Context` are the runtime's; the others are the payload's:
 
 * none: the payload is null or ``{}``;
-* one that is a pydantic model, dataclass, msgspec struct, TypedDict or mapping, or has no annotation, or is called ``payload``:
+* one that is a pydantic model, dataclass, msgspec struct, TypedDict or mapping, or has no annotation, or is
+called ``payload``:
   the whole payload;
-* else an object with one key a parameter; those with defaults may be left out, unknown keys are refused unless there is
+* else an object with one key a parameter; those with defaults may be left out, unknown keys are refused unless
+there is
   ``**kwargs``.
 
 Pydantic validates where it can (in its lax JSON mode), msgspec where structs are involved or pydantic declines.
@@ -208,7 +210,9 @@ class Arguments:
         try:
             decode = msgspec.json.Decoder(hint, dec_hook=_model_hook).decode
         except (TypeError, msgspec.MsgspecError) as error:
-            raise TaskInvalid(f"{self._name}: a parameter's type cannot be read from JSON: {error}") from error
+            raise TaskInvalid(
+                f"{self._name}: a parameter's type cannot be read from JSON: {error}"
+            ) from error
 
         def read(payload: bytes) -> Any:
             try:

@@ -22,8 +22,8 @@ _logger = logging.getLogger("penstock.job")
 class Context:
     """A running job, from inside its handler. Ask for it by a parameter annotated ``Context``.
 
-    The same in ``async def`` and ``def`` handlers. What writes (:meth:`progress`, :meth:`save`) is awaited on the event loop,
-    and waits by itself in a thread, where its answer can be ignored.
+    The same in ``async def`` and ``def`` handlers. What writes (:meth:`progress`, :meth:`save`) is awaited on
+    the event loop, and waits by itself in a thread, where its answer can be ignored.
     """
 
     def __init__(self, run: Run, reporter: ProgressReporter, wall_ms: int) -> None:
@@ -139,18 +139,22 @@ class Context:
     ) -> Awaitable[None]:
         """Tell how far the job is; ``percent`` from 0 to 100.
 
-        With a checkpoint (anything JSON can say, at most 128 KiB) it is durable when this was awaited (in a thread: when it
-        returns), and the next attempt finds it in :attr:`checkpoint`. Without one it is told at most four times a second,
-        and costs nothing to await.
+        With a checkpoint (anything JSON can say, at most 128 KiB) it is durable when this was awaited (in a
+        thread: when it returns), and the next attempt finds it in :attr:`checkpoint`. Without one it is told at
+        most four times a second, and costs nothing to await.
 
         Raises:
             LeaseLost: with a checkpoint, and the lease is no longer held.
             InvalidField, TooLarge: the checkpoint cannot be kept.
         """
-        return self._report(percent, message, None if checkpoint is None else checkpoint_bytes(checkpoint), checkpoint)
+        return self._report(
+            percent, message, None if checkpoint is None else checkpoint_bytes(checkpoint), checkpoint
+        )
 
     def save(self, checkpoint: Any) -> Awaitable[None]:
-        """Save a checkpoint, None included, without telling progress. As durable, and raises, as :meth:`progress`."""
+        """Save a checkpoint, None included, without telling progress. As durable, and raises, as
+        :meth:`progress`.
+        """
         return self._report(None, "", checkpoint_bytes(checkpoint), checkpoint)
 
     def _report(

@@ -1,10 +1,11 @@
 """Sharing out a worker's capacity among the orchestrators that may lease to it.
 
-Each live orchestrator has a *share*: the most leases it may let the worker hold at once. Shares follow the backlogs that the
-orchestrators publish. A share cannot simply be moved: the orchestrator it is taken from may be using it, and may not yet
-have heard that it is less. So every orchestrator is *charged* the most it may still hold, which is the largest of its share,
-of every earlier share it may still believe in, and of what it last said it holds; only capacity that nobody
-is charged for is handed out. A lowered share is believed from the acknowledgement of the heartbeat that said so.
+Each live orchestrator has a *share*: the most leases it may let the worker hold at once. Shares follow the
+backlogs that the orchestrators publish. A share cannot simply be moved: the orchestrator it is taken from may
+be using it, and may not yet have heard that it is less. So every orchestrator is *charged* the most it may
+still hold, which is the largest of its share, of every earlier share it may still believe in, and of what it
+last said it holds; only capacity that nobody is charged for is handed out. A lowered share is believed from the
+acknowledgement of the heartbeat that said so.
 
 Where there is less capacity than orchestrators with work, they take turns, the one that waited longest first.
 
@@ -144,7 +145,9 @@ class Credits:
         return dict.fromkeys(idle, each) | divide(self.capacity - each * len(idle), busy)
 
     def _turns(self, busy: Mapping[str, int], now_ms: float) -> dict[str, int]:
-        """One lease each for those whose turn it is: who holds a share keeps it for a while, then who waited longest."""
+        """One lease each for those whose turn it is: who holds a share keeps it for a while, then who waited
+        longest.
+        """
 
         def rank(name: str) -> tuple[bool, float, str]:
             account = self._accounts[name]
@@ -155,7 +158,9 @@ class Credits:
 
 
 def divide(amount: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """Split ``amount`` by weight into whole parts that sum up to it, each at least 1 (``amount`` ≥ number of weights)."""
+    """Split ``amount`` by weight into whole parts that sum up to it, each at least 1 (``amount`` ≥ number of
+    weights).
+    """
     total = sum(weights.values())
     rest = amount - len(weights)
     parts = {name: 1 + rest * weight // total for name, weight in weights.items()}

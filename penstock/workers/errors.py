@@ -1,6 +1,7 @@
 """What handlers may raise to say how their attempt ended, and what is wrong with a task's definition.
 
-Any other exception of a handler fails the attempt with the exception's class name as code, to be retried by the job's policy.
+Any other exception of a handler fails the attempt with the exception's class name as code, to be retried by the
+job's policy.
 """
 
 from __future__ import annotations
@@ -65,4 +66,6 @@ class RetryLater(HandlerError):
 
 
 class JobStopped(Exception):
-    """The handler was told to stop, and ends. Raised by :meth:`penstock.workers.context.Context.raise_if_cancelled`."""
+    """The handler was told to stop, and ends. Raised by
+    :meth:`penstock.workers.context.Context.raise_if_cancelled`.
+    """

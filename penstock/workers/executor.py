@@ -1,8 +1,9 @@
 """Running handlers: a fixed set of runners takes leases from the backlog, one at a time each.
 
-``async def`` handlers run inside their runner's task, so that a job costs no task of its own; ``def`` handlers run in a thread
-that the runner waits for. To stop a handler, a coroutine is cancelled and a thread sees a flag. One that does not stop in
-time is spoken for (its outcome is told) and keeps its slot until it ends; what it returns then is dropped.
+``async def`` handlers run inside their runner's task, so that a job costs no task of its own; ``def`` handlers
+run in a thread that the runner waits for. To stop a handler, a coroutine is cancelled and a thread sees a flag.
+One that does not stop in time is spoken for (its outcome is told) and keeps its slot until it ends; what it
+returns then is dropped.
 """
 
 from __future__ import annotations
@@ -130,7 +131,11 @@ class Executor:
             return
         run.reported = True
         if run.stop != "lost":
-            _log.warning("a handler does not stop (%s) and keeps its slot", run.stop, extra=job_fields(run.lease.delivery))
+            _log.warning(
+                "a handler does not stop (%s) and keeps its slot",
+                run.stop,
+                extra=job_fields(run.lease.delivery),
+            )
         if not run.in_thread:
             run.runner.cancel()
         run.lease.ended_ms = self._now_ms()
@@ -156,12 +161,16 @@ class Executor:
     # Runners
 
     def _spawn(self, context: contextvars.Context) -> None:
-        runner = asyncio.get_running_loop().create_task(self._run_jobs(context), name="penstock-runner", context=context.copy())
+        runner = asyncio.get_running_loop().create_task(
+            self._run_jobs(context), name="penstock-runner", context=context.copy()
+        )
         self._runners.add(runner)
         runner.add_done_callback(self._runners.discard)
 
     async def _run_jobs(self, clean: contextvars.Context) -> None:
-        """Take job after job. A handler that changed context variables leaves its runner to be replaced by a clean one."""
+        """Take job after job. A handler that changed context variables leaves its runner to be replaced by a
+        clean one.
+        """
         runner = asyncio.current_task()
         assert runner is not None
         before = contextvars.copy_context()
@@ -205,7 +214,9 @@ class Executor:
         value: Any = None
         failure: BaseException | None = None
         try:
-            value = await (task.function(**kwargs) if task.is_async else self._in_thread(run, task.function, kwargs))
+            value = await (
+                task.function(**kwargs) if task.is_async else self._in_thread(run, task.function, kwargs)
+            )
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
             failure = error
         self._end(run, value, failure)

@@ -1,11 +1,11 @@
 """Sessions on the log: one tail for what comes to many workers, one pulse for what they tell.
 
-A worker process has a hub with one session; the API's gateway has one with a session for every worker that it speaks
-for, all reached by the gateway's own route. Work records are keyed by worker id, so those of others that share the
-partition are skipped undecoded.
+A worker process has a hub with one session; the API's gateway has one with a session for every worker that it
+speaks for, all reached by the gateway's own route. Work records are keyed by worker id, so those of others that
+share the partition are skipped undecoded.
 
-Nothing read here is truth, so a gap in it does no harm: where the log no longer has what was to be read, reading goes on at its
-end, and what was missed is sent again because heartbeats do not name it.
+Nothing read here is truth, so a gap in it does no harm: where the log no longer has what was to be read,
+reading goes on at its end, and what was missed is sent again because heartbeats do not name it.
 """
 
 from __future__ import annotations

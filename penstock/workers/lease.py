@@ -16,8 +16,8 @@ class HeldLease:
     """
 
     __slots__ = (
-        "cancel_reason", "delivery", "ended_ms", "line", "lost_reason", "on_written", "received_ms", "renew_until_ms",
-        "started_ms",
+        "cancel_reason", "delivery", "ended_ms", "line", "lost_reason", "on_written", "received_ms",
+        "renew_until_ms", "started_ms",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, received_ms: float) -> None:

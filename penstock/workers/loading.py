@@ -1,4 +1,5 @@
-"""Finding the tasks of ``--app MODULE``: a dotted module name or the path of a Python file, with ``:name`` to pick one thing.
+"""Finding the tasks of ``--app MODULE``: a dotted module name or the path of a Python file, with ``:name`` to
+pick one thing.
 
 The current folder is importable, as for ``python -m``. In a module, every :class:`~penstock.workers.task.Task` and
 :class:`~penstock.workers.app.App` among its names counts, so an import is enough to offer a task of another module.
@@ -61,7 +62,9 @@ def _module_of(where: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
-            raise AppInvalid(f"there is no module {where!r} to import (looked in {Path.cwd()} and sys.path)") from error
+            raise AppInvalid(
+                f"there is no module {where!r} to import (looked in {Path.cwd()} and sys.path)"
+            ) from error
         raise AppInvalid(f"importing {where!r} failed: {error}") from error
     except (Exception, SystemExit) as error:
         raise AppInvalid(f"importing {where!r} failed: {type(error).__name__}: {error}") from error
@@ -78,7 +81,11 @@ def _module_of_file(path: Path) -> ModuleType:
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"penstock_app_{abs(hash(path)):x}"
+    name = (
+        path.stem
+        if path.stem.isidentifier() and path.stem not in sys.modules
+        else f"penstock_app_{abs(hash(path)):x}"
+    )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise AppInvalid(f"{path} is not a Python file")

@@ -1,8 +1,8 @@
 """What a worker remembers of leases it no longer holds, so that a late or repeated message does no harm.
 
-Deliveries and signals may come late, twice, or in the wrong order for as long as their topics keep them. Pure: time (the
-monotonic clock's ms) is an argument. Bounded by age, by count and by bytes; what is forgotten early costs a rerun that the fold
-refuses, never a wrong result.
+Deliveries and signals may come late, twice, or in the wrong order for as long as their topics keep them. Pure:
+time (the monotonic clock's ms) is an argument. Bounded by age, by count and by bytes; what is forgotten early
+costs a rerun that the fold refuses, never a wrong result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How an attempt ended: a closed union, and the one place where it becomes a line of the log.
 
-What a handler returns, raises, or is stopped by is an :data:`Outcome` from the moment it ends; nothing behind that point is
-decided by exceptions or flags. Whatever a handler produces, the line can be written and read: bodies that are too large, too
-deep or no JSON turn into failures that say so.
+What a handler returns, raises, or is stopped by is an :data:`Outcome` from the moment it ends; nothing behind
+that point is decided by exceptions or flags. Whatever a handler produces, the line can be written and read:
+bodies that are too large, too deep or no JSON turn into failures that say so.
 """
 
 from __future__ import annotations
@@ -67,23 +67,25 @@ Outcome = Done | Errored | GivenBack | Dropped
 
 
 def event_of(outcome: Outcome, delivery: Delivery, run_ms: int, at_ms: int) -> OutcomeEvent | None:
-    """The line that says so; None where there is nothing to say. Its id follows from the lease, so a repeat is a duplicate."""
+    """The line that says so; None where there is nothing to say. Its id follows from the lease, so a repeat is
+    a duplicate.
+    """
     lease, actor = delivery.lease, f"worker:{delivery.worker}"
     match outcome:
         case Done(result):
             return Succeeded(
-                id=lease + ".s", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
-                lease=lease, result=Raw(result), run_ms=run_ms,
+                id=lease + ".s", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
+                at=at_ms, lease=lease, result=Raw(result), run_ms=run_ms,
             )  # fmt: skip
         case Errored(error, retry_after_ms):
             return Failed(
-                id=lease + ".f", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
-                lease=lease, error=error, run_ms=run_ms, retry_after_ms=retry_after_ms,
+                id=lease + ".f", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
+                at=at_ms, lease=lease, error=error, run_ms=run_ms, retry_after_ms=retry_after_ms,
             )  # fmt: skip
         case GivenBack(reason):
             return Returned(
-                id=lease + ".r", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace, at=at_ms,
-                lease=lease, reason=reason,
+                id=lease + ".r", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
+                at=at_ms, lease=lease, reason=reason,
             )  # fmt: skip
         case Dropped():
             return None
@@ -125,7 +127,9 @@ def returned_value(value: Any) -> Outcome:
     except (TypeError, ValueError, RecursionError) as error:
         return permanent("invalid_result", f"the handler's result cannot be said in JSON: {error}")
     if len(result) > MAX_RESULT_BYTES:
-        return permanent("result_too_large", f"the result has {len(result)} bytes, at most {MAX_RESULT_BYTES} are kept")
+        return permanent(
+            "result_too_large", f"the result has {len(result)} bytes, at most {MAX_RESULT_BYTES} are kept"
+        )
     if too_deep(result):
         return permanent("invalid_result", f"the result is nested deeper than {MAX_BODY_DEPTH}")
     return Done(result)
@@ -179,7 +183,9 @@ def failed(error: BaseException | None) -> Errored:
 
 
 def frames_of(error: BaseException) -> list[str]:
-    """The innermost frames of an exception, outermost first, without those of the runtime: ``file:line in function``."""
+    """The innermost frames of an exception, outermost first, without those of the runtime: ``file:line in
+    function``.
+    """
     own = __name__.rpartition(".")[0].replace(".", "/")
     frames = [
         f"{frame.filename}:{frame.lineno} in {frame.name}"
@@ -201,8 +207,12 @@ def job_error(code: str, message: str, details: Any, *, retryable: bool) -> JobE
         except (TypeError, ValueError, RecursionError):
             raw = to_json({"unprintable": clean(repr(details))[:1_000]})
         if len(raw) > MAX_ERROR_DETAILS_BYTES or too_deep(raw):
-            raw = to_json({"shortened": clean(raw[: MAX_ERROR_DETAILS_BYTES // 4].decode("utf-8", "replace"))})
-    return JobError(clean(code)[:256] or "unknown", clean(message)[:MAX_ERROR_MESSAGE_CHARS], Raw(raw), retryable)
+            raw = to_json(
+                {"shortened": clean(raw[: MAX_ERROR_DETAILS_BYTES // 4].decode("utf-8", "replace"))}
+            )
+    return JobError(
+        clean(code)[:256] or "unknown", clean(message)[:MAX_ERROR_MESSAGE_CHARS], Raw(raw), retryable
+    )
 
 
 def clean(text: str) -> str:

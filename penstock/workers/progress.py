@@ -27,7 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 class ProgressReporter:
-    """Writes the progress of one worker's runs. Made on the event loop's thread; :meth:`report` may be called from any."""
+    """Writes the progress of one worker's runs. Made on the event loop's thread; :meth:`report` may be called
+    from any.
+    """
 
     def __init__(self, transport: Transport, now_ms: Callable[[], float], wall_ms: Callable[[], int]) -> None:
         self._transport = transport
@@ -37,7 +39,9 @@ class ProgressReporter:
         self._thread = threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def report(self, run: Run, percent: float | None, message: str, checkpoint: bytes | None) -> Awaitable[None]:
+    def report(
+        self, run: Run, percent: float | None, message: str, checkpoint: bytes | None
+    ) -> Awaitable[None]:
         """See :meth:`penstock.workers.context.Context.progress`."""
         if threading.get_ident() == self._thread:
             return self._on_loop(run, percent, message, checkpoint)

@@ -94,7 +94,9 @@ class Pulse:
             size += len(line) + 1
         await self._write(lines, senders, sent_ms)
 
-    async def _write(self, lines: list[bytes], senders: list[tuple[Session, Heartbeat]], sent_ms: float) -> None:
+    async def _write(
+        self, lines: list[bytes], senders: list[tuple[Session, Heartbeat]], sent_ms: float
+    ) -> None:
         await self._log.append(self._topic, self._partition, b"\n".join(lines))
         for session, beat in senders:
             session.heard(beat, sent_ms)

@@ -17,7 +17,9 @@ class Roster:
         self._live: dict[str, tuple[float, Beat]] = {}
 
     def hear(self, beat: Beat, now_ms: float) -> list[str]:
-        """Take a beat. Returns the incarnations that are gone by it: its own if it leaves, older ones of its name."""
+        """Take a beat. Returns the incarnations that are gone by it: its own if it leaves, older ones of its
+        name.
+        """
         gone: list[str] = []
         for incarnation, (_, other) in self._live.items():
             if other.orchestrator == beat.orchestrator and incarnation < beat.incarnation:

@@ -16,8 +16,8 @@ class Run:
     """
 
     __slots__ = (
-        "deadline_ms", "in_thread", "lease", "pending_progress", "progress_ms", "progress_seq", "report_by_ms", "reported",
-        "runner", "stop", "stop_detail", "stopping",
+        "deadline_ms", "in_thread", "lease", "pending_progress", "progress_ms", "progress_seq", "report_by_ms",
+        "reported", "runner", "stop", "stop_detail", "stopping",
     )  # fmt: skip
 
     def __init__(self, lease: HeldLease, runner: asyncio.Task[None], in_thread: bool) -> None:

@@ -6,8 +6,9 @@
         await worker.failure
 
 It holds as many leases as it runs handlers, and more while jobs are so short that it would wait for the log
-(:mod:`penstock.workers.runtimes`). What it cannot run soon it gives back, which costs the job nothing. At the end it takes
-no more, gives back what was not started, lets what runs end for a while, stops the rest and gives it back, and says good-bye.
+(:mod:`penstock.workers.runtimes`). What it cannot run soon it gives back, which costs the job nothing. At the
+end it takes no more, gives back what was not started, lets what runs end for a while, stops the rest and gives
+it back, and says good-bye.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How long jobs of each type take, and so how many more a worker should hold than it runs.
 
-A worker that runs jobs of a tenth of a millisecond would wait for the log most of the time if it held only what it runs. It
-therefore prefetches, but no more than it runs in 50 ms, and nothing of types that it has not measured. Pure.
+A worker that runs jobs of a tenth of a millisecond would wait for the log most of the time if it held only what
+it runs. It therefore prefetches, but no more than it runs in 50 ms, and nothing of types that it has not
+measured. Pure.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class RunTimes:
     def prefetch(self, concurrency: int, demand: Iterable[str]) -> int:
         """How many leases beyond ``concurrency`` to hold when jobs of these types are waiting.
 
-        Where nothing is known of the demand, what was measured counts. Rounded down to a power of two a slot, so that it is
-        not another number every time.
+        Where nothing is known of the demand, what was measured counts. Rounded down to a power of two a slot,
+        so that it is not another number every time.
         """
         wanted = list(demand) or [name for name, times in self._types.items() if times.p95_ms is not None]
         slowest = 0.0

@@ -1,10 +1,11 @@
 """One worker on the log: what it holds, what it tells, and which messages are for it.
 
-A session does no I/O of its own. :class:`~penstock.workers.hub.SessionHub` feeds it what comes from the log and asks
-it for heartbeats; the runtime (or the gateway) is its recipient. These rules are kept here:
+A session does no I/O of its own. :class:`~penstock.workers.hub.SessionHub` feeds it what comes from the log and
+asks it for heartbeats; the runtime (or the gateway) is its recipient. These rules are kept here:
 
 * Messages for another worker, incarnation or gateway are dropped.
-* Every full heartbeat names each lease until the log has its outcome, so that a lease not named is one that never came.
+* Every full heartbeat names each lease until the log has its outcome, so that a lease not named is one that
+never came.
 * A lease delivered twice is run once; one that was finished here gets its old outcome again and is not rerun.
 * A signal about a lease that is not known yet is kept for when the delivery comes.
 * Credits are shared out among the live orchestrators by :class:`~penstock.workers.credits.Credits`.
@@ -66,12 +67,19 @@ class AgainLine:
 class Session:
     """A worker's presence on the log. Made by :meth:`penstock.workers.hub.SessionHub.open`.
 
-    ``held`` maps lease ids to what is held. A gateway sets ``renews_all`` false and :meth:`renew`\\ s each lease as its client
-    names it.
+    ``held`` maps lease ids to what is held. A gateway sets ``renews_all`` false and :meth:`renew`\\ s each
+    lease as its client names it.
     """
 
     def __init__(
-        self, profile: WorkerProfile, recipient: Recipient, outlet: Outlet, *, via: str, route: int, wall_ms: Callable[[], int]
+        self,
+        profile: WorkerProfile,
+        recipient: Recipient,
+        outlet: Outlet,
+        *,
+        via: str,
+        route: int,
+        wall_ms: Callable[[], int],
     ) -> None:
         self.profile = profile
         self.recipient = recipient
@@ -223,9 +231,7 @@ class Session:
             return
         match signal:
             case Acknowledged():
-                self.credits.acknowledged(
-                    signal.orchestrator_incarnation, signal.seq, signal.outstanding
-                )
+                self.credits.acknowledged(signal.orchestrator_incarnation, signal.seq, signal.outstanding)
                 self.settle()
             case CancelJob():
                 self._cancel(signal)

@@ -76,9 +76,10 @@ class Task(Generic[P, R]):
     ) -> dict[str, Any]:  # fmt: skip
         """Put a job of this type on the server; returns it once it is durable.
 
-        Args and keyword arguments are the handler's own, without the context. Keyword arguments that the handler does not
-        have are options of the job: ``priority``, ``delay_ms``, ``run_at``, ``id``, ``queue``, ``tags``, ``metadata``,
-        ``timeout_ms``, ``max_attempts``, ``backoff``, ... ``options`` takes them where a parameter has the same name.
+        Args and keyword arguments are the handler's own, without the context. Keyword arguments that the
+        handler does not have are options of the job: ``priority``, ``delay_ms``, ``run_at``, ``id``, ``queue``,
+        ``tags``, ``metadata``, ``timeout_ms``, ``max_attempts``, ``backoff``, ... ``options`` takes them where
+        a parameter has the same name.
 
         Args:
             client: who sends it; without one, a client of ``PENSTOCK_SERVER`` (default http://127.0.0.1:8700).
@@ -140,7 +141,8 @@ def task(
 ) -> Any:  # fmt: skip
     """Make a function the handler of the job type ``name`` (the function's own name if not given).
 
-    The other arguments are defaults for jobs enqueued by :meth:`Task.enqueue`; jobs that come another way have their own.
+    The other arguments are defaults for jobs enqueued by :meth:`Task.enqueue`; jobs that come another way have
+    their own.
 
     Raises:
         TaskInvalid: the function cannot be a task.

@@ -1,10 +1,11 @@
 """The two ways of a worker to its jobs, and what passes between them and the runtime.
 
-A :class:`Transport` brings leases and takes outcomes; the :class:`Recipient` (the runtime) runs them. One runtime stands on
-both :class:`~penstock.workers.log_transport.LogTransport` and :class:`~penstock.workers.http_transport.HttpTransport`.
+A :class:`Transport` brings leases and takes outcomes; the :class:`Recipient` (the runtime) runs them. One
+runtime stands on both :class:`~penstock.workers.log_transport.LogTransport` and
+:class:`~penstock.workers.http_transport.HttpTransport`.
 
-A lease may be brought again after it was lost (the holder fell silent and nobody took the job): the same id, as a new object.
-All calls are made on the event loop, and none of a recipient's may block.
+A lease may be brought again after it was lost (the holder fell silent and nobody took the job): the same id, as
+a new object. All calls are made on the event loop, and none of a recipient's may block.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Recipient(Protocol):
         ...
 
     def cancel(self, lease: HeldLease) -> None:
-        """Stop it, its cancel was requested (``lease.cancel_reason``). May be called again. Its outcome still counts."""
+        """Stop it, its cancel was requested (``lease.cancel_reason``). May be called again. Its outcome still
+        counts.
+        """
         ...
 
     def lose(self, lease: HeldLease) -> None:
@@ -75,7 +78,9 @@ class Transport(Protocol):
         ...
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
-        """Take the outcome of a lease, to be written until it is written. Ignored if the lease was lost or has one."""
+        """Take the outcome of a lease, to be written until it is written. Ignored if the lease was lost or has
+        one.
+        """
         ...
 
     async def progress(self, lease: HeldLease, event: Progressed) -> None:

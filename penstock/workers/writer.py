@@ -1,8 +1,8 @@
 """Writing holders' lines to the jobs log, in bundles, until they are written.
 
-While a bundle of a partition is on its way, what comes meanwhile waits and becomes the next one: the busier, the larger the
-bundles, and one line alone waits for nobody. A write that fails, or whose fate is unknown, is repeated with the
-same event ids, so that a second copy is a duplicate.
+While a bundle of a partition is on its way, what comes meanwhile waits and becomes the next one: the busier,
+the larger the bundles, and one line alone waits for nobody. A write that fails, or whose fate is unknown, is
+repeated with the same event ids, so that a second copy is a duplicate.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ CANCELLING = ACTIVE + "\n2 | CancelRequested C | applied | active | cancel=C"
 STORIES = {
     "a job goes well": """
         5   | Enqueued E               | applied | ready     | attempt=0 seen=65536 created_at_ms=5 enqueued_id=E
-        10  | Leased L1                | applied | active    | attempt=1 lease=L1 worker=w started_at_ms=10 leased_at=98304
+        10  | Leased L1                | applied | active    | attempt=1 worker=w started_at_ms=10 leased_at=98304
         11  | Progressed percent=50    | applied | active    | percent=50.0 progress_seq=1 seen=98304 last_event=L1
         20  | Succeeded S run_ms=9     | applied | succeeded | outcome_id=S finished_at_ms=20 last_run_ms=9
         """,
@@ -195,7 +195,7 @@ STORIES = {
     "a dead job is retried with as many attempts as it began with": DEAD
     + """
         3   | DeadLettered X           | applied | dead  | dead_lettered=True
-        4   | RetryRequested R         | applied | ready | attempt=1 attempts_allowed=6 dead_lettered=False error_code= finished_at_ms=0
+        4   | RetryRequested R         | applied | ready | attempt=1 attempts_allowed=6 dead_lettered=False error_code=
         5   | RetryRequested R         | duplicate | ready |
         6   | RetryRequested R2        | illegal | ready |
         """,

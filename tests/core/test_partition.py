@@ -141,7 +141,7 @@ def test_f3_rows_of_rules_that_nobody_knows_are_not_opened(log: Log) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    line("CopySealed", id="x"), line("Deleted", id="x", job=HERE, of="e", not_after=1), line("Erased", id="x", job=HERE),
+    line("CopySealed", id="x"), line("Deleted", id="x", job=HERE, of="e", not_after=1), line("Erased", id="x", job=HERE)
 ])  # fmt: skip
 def test_f3_types_not_in_force_are_refused(log: Log, text: bytes) -> None:
     log.add(enqueued())

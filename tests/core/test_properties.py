@@ -23,34 +23,30 @@ from penstock.schemas.events import AnyEvent
 from penstock.schemas.ids import partition_of
 
 PARTITIONS = 2
-JOBS = [f"{number}~{home}" for number, home in zip(range(3), ("a", "a", "b"), strict=True)]
 HERE = partition_of("x~a", PARTITIONS)
+AWAY = next(home for home in "bcdefgh" if partition_of(f"x~{home}", PARTITIONS) != HERE)
+JOBS = ["0~a", "1~a", f"2~{AWAY}"]
 EPOCHS = st.sampled_from([-1, 32_768, 32_768, 32_768, 65_536])
 
 Record = tuple[int, bool, bytes]
 common = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+LEADERS = ["Due", "Leased", "Expired", "DeadLettered", "Forgotten", "LeaseExpired", "Cancelled"]
+OF_LEADER = {
+    "scheduled": ["Due", "Expired"], "ready": ["Leased"], "retrying": ["Due"], "dead": ["DeadLettered", "Forgotten"],
+    "active": ["LeaseExpired", "Cancelled"],
+}  # fmt: skip
+"""What a leader would write about a job in a state."""
+
+
 def _leader(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
     stale = draw(st.integers(0, 5)) == 0
-    kind = draw(
-        st.sampled_from(
-            [
-                "Due",
-                "Leased",
-                "Leased",
-                "Leased",
-                "Expired",
-                "DeadLettered",
-                "Forgotten",
-                "LeaseExpired",
-                "Cancelled",
-            ]
-        )
-    )
+    kind = draw(st.sampled_from(LEADERS if stale or not job else OF_LEADER.get(job.state, ["Forgotten"])))
     epoch = draw(EPOCHS) if stale else fold.state.epoch
     return {
-        "type": kind, "id": f"L{number}", "epoch": epoch, "seen": draw(st.integers(-1, 99)) if stale or not job else job.seen,
+        "type": kind, "id": f"L{number}", "epoch": epoch,
+        "seen": draw(st.integers(-1, 99)) if stale or not job else job.seen,
         "lease": draw(st.sampled_from(["L1", "L2", "L3", "x"])) if stale or not job else job.lease,
         "worker": "w", "attempt": 1, "lease_ms": 5, "reason": draw(st.sampled_from(["silent", "timeout", "superseded"])),
         "refund": draw(st.booleans()),
@@ -85,10 +81,10 @@ def _verb(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[
 
 def _enqueued(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
     return {
-        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "u"])), "max_attempts": draw(st.integers(1, 3)),
+        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "t", "u"])), "max_attempts": draw(st.integers(1, 3)),
         "delay_ms": draw(st.sampled_from([0, 0, 10])), "id": draw(st.sampled_from(["", "E1", "E2"])),
         "payload": draw(st.sampled_from([None, {"a": [1, "é"]}])), "request_hash": draw(st.sampled_from(["", "h"])),
-        "origin": draw(st.sampled_from(["", "", "", "", "1:2:3", "9:9:9", "junk"])),
+        "origin": draw(st.sampled_from([*[""] * 12, f"{1 - HERE}:2:3", f"{1 - HERE}:2:4", "9:9:9", "junk"])),
     }  # fmt: skip
 
 
@@ -103,7 +99,20 @@ def _of_the_partition(draw: Any, fold: PartitionFold, job: Job | None, number: i
     }  # fmt: skip
 
 
-WRITERS = [_leader, _leader, _leader, _holder, _holder, _verb, _enqueued, _enqueued, _of_the_partition]
+WRITERS = [_leader, _holder, _verb, _enqueued, _of_the_partition]
+MOSTLY = {
+    "active": [_holder, _holder, _leader],
+    "dead": [_leader, _verb],
+    "cancelled": [_verb],
+    "expired": [_verb],
+}
+"""Who would write about a job in a state; the leader, where nobody else is named."""
+
+
+def _writer(draw: Any, job: Job | None) -> Any:
+    if draw(st.integers(0, 5)) == 0:
+        return draw(st.sampled_from(WRITERS))
+    return draw(st.sampled_from(MOSTLY.get(job.state, [_leader, _leader, _verb]))) if job else _enqueued
 
 
 @st.composite
@@ -123,11 +132,11 @@ def logs(draw: st.DrawFn, records: int = 25) -> list[Record]:
             else:
                 job_id = draw(st.sampled_from(JOBS))
                 job = fold.job(f"default/{job_id}")
-                line = draw(st.sampled_from(WRITERS))(draw, fold, job, 10 * offset + len(lines))
+                line = _writer(draw, job)(draw, fold, job, 10 * offset + len(lines))
                 lines.append(json.dumps({"job": job_id} | line).encode())
         written += lines
         record = (
-            draw(st.sampled_from([0, 5, 100, 100, 700_000])) * offset,
+            draw(st.sampled_from([0, 5, 100, 100, 100, 700_000])) * offset,
             draw(st.integers(0, 9)) > 0,
             b"\n".join(lines),
         )

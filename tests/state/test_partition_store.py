@@ -17,6 +17,7 @@ from penstock.log.memory import MemoryLog
 from penstock.log.port import Record, TopicSpec
 from penstock.log.store_memory import MemoryStore
 from penstock.schemas import events as ev
+from penstock.schemas.codec import bundle, encode_line
 from penstock.schemas.errors import HistoryChanged, OffsetBeyondEnd, OffsetTrimmed, UnknownRules
 from penstock.schemas.limits import DIGEST_EVERY_OFFSETS
 from penstock.state.bodies import BODY_KINDS
@@ -174,11 +175,12 @@ def test_a_record_whose_rules_are_unknown_leaves_the_store_as_it_was() -> None:
     store = in_memory()
     fold_all(store, writer.records)
     stored = whole(store)
-    writer.enqueue("b")
-    writer.write(ev.RulesActivated(id="r", epoch=0, version=2))
-    writer_value = writer._lines  # pyright: ignore[reportPrivateUsage]  # the writer itself cannot fold it
+    lines = [
+        encode_line(ev.Enqueued(job="b", job_type="t")),
+        encode_line(ev.RulesActivated(id="r", epoch=0, version=2)),
+    ]
     with pytest.raises(UnknownRules):
-        store.fold(Record(TOPIC, 0, 2, 1_700_000_000_001, True, None, b"\n".join(writer_value)))
+        store.fold(Record(TOPIC, 0, 2, 1_700_000_000_001, True, None, bundle(lines)))
     with pytest.raises(RuntimeError, match="open the store anew"):
         store.commit()
     assert whole(store) == stored

@@ -1,0 +1,380 @@
+"""A worker where the log is out of reach: it speaks the worker protocol to a server's gateway.
+
+Three loops: fetch (a long poll for as many jobs as there is room for), report (everything that waits, in one
+request at a time) and heartbeat (all leases, and what the server has to say about them). While the server does
+not answer, handlers go on and outcomes are kept; after nearly the length of a lease without a heartbeat the
+handlers are stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Raw
+
+from penstock.schemas.errors import Conflict, InvalidField, LeaseLost, ServerUnreachable
+from penstock.schemas.events import Progressed
+from penstock.workers import http_protocol as protocol
+from penstock.workers.hub import monotonic_ms
+from penstock.workers.lease import HeldLease
+from penstock.workers.memory import FinishedLeases
+from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
+
+API = "/api/v1/worker"
+MOST_JOBS = 1_000
+MOST_EVENTS = 2_000
+MOST_BYTES = 4_000_000
+LONGEST_BEAT_MS = 5_000
+FIRST_PAUSE_MS = 100
+LONGEST_PAUSE_MS = 5_000
+ANSWER_S = 30.0
+"""How long a server may take to answer, the waiting that it was asked for aside."""
+
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):  # noqa: N818 - the server's word
+    """The server answered with a status that says: not like this."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+
+
+class Report:
+    """An event on its way to the server; of a lease's outcome, or awaited by a handler."""
+
+    __slots__ = ("body", "done", "lease")
+
+    def __init__(
+        self, body: bytes, lease: HeldLease | None = None, done: asyncio.Future[str] | None = None
+    ) -> None:
+        self.body = body
+        self.lease = lease
+        self.done = done
+
+
+class HttpTransport:
+    """See :class:`penstock.workers.transport.Transport`.
+
+    Args:
+        server: the server's URL.
+        headers: sent with every request.
+        wait_ms: how long a fetch waits for jobs.
+        http_transport: an httpx transport to send through, for tests.
+    """
+
+    def __init__(
+        self, server: str, *, headers: Mapping[str, str] | None = None, wait_ms: int = 10_000,
+        http_transport: httpx.AsyncBaseTransport | None = None, now_ms: Callable[[], float] = monotonic_ms,
+    ) -> None:  # fmt: skip
+        self.held: dict[str, HeldLease] = {}
+        self._http = httpx.AsyncClient(
+            base_url=server.rstrip("/"),
+            headers=dict(headers or {}),
+            transport=http_transport,
+            timeout=ANSWER_S,
+        )
+        self._wait_ms = wait_ms
+        self._now_ms = now_ms
+        self._finished = FinishedLeases()
+        self._profile = WorkerProfile(worker="", incarnation="")
+        self._recipient: Recipient | None = None
+        self._capacity = 0
+        self._leaving = False
+        self._reports: list[Report] = []
+        self._has_reports = asyncio.Event()
+        self._written = asyncio.Event()
+        self._written.set()
+        self._has_room = asyncio.Event()
+        self._heard_ms = math.inf
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._failure: asyncio.Future[None] | None = None
+
+    # Transport
+
+    @property
+    def failure(self) -> asyncio.Future[None]:
+        assert self._failure is not None, "the transport is not started"
+        return self._failure
+
+    async def start(self, profile: WorkerProfile, recipient: Recipient) -> None:
+        self._failure = asyncio.get_running_loop().create_future()
+        self._profile, self._recipient, self._capacity = profile, recipient, profile.concurrency
+        self._heard_ms = self._now_ms()
+        for name, loop in (("fetch", self._fetch), ("report", self._report), ("heartbeat", self._heartbeat)):
+            self._tasks[name] = asyncio.create_task(self._guard(name, loop), name=f"worker-{name}")
+        self._tasks["watch"] = asyncio.create_task(self._watch(), name="worker-watch")
+
+    def resize(self, capacity: int, busy: int) -> None:
+        if capacity > self._capacity:
+            self._has_room.set()
+        self._capacity = capacity
+
+    def demand(self) -> frozenset[str]:
+        return frozenset()
+
+    def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
+        if lease.line or self.held.get(lease.id) is not lease:
+            return
+        lease.line = protocol.report_of(event)
+        self._put(Report(lease.line, lease))
+        self._has_room.set()
+
+    async def progress(self, lease: HeldLease, event: Progressed) -> None:
+        if lease.lost_reason:
+            raise LeaseLost(lease.lost_reason)
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._put(Report(protocol.report_of(event), None, done))
+        outcome = await done
+        if outcome in ("stale", "unknown_job", "illegal"):
+            raise LeaseLost
+        if outcome == "invalid":
+            raise InvalidField("the server refused this progress", field="progress")
+
+    def stop_taking(self) -> None:
+        self._leaving = True
+        fetch = self._tasks.get("fetch")
+        if fetch is not None:
+            fetch.cancel()
+
+    async def flush(self, timeout_ms: int) -> int:
+        try:
+            await asyncio.wait_for(self._written.wait(), timeout_ms / 1000)
+        except TimeoutError:
+            return len(self._reports)
+        return 0
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for report in self._reports:
+            if report.done is not None and not report.done.done():
+                report.done.set_exception(LeaseLost("the worker has stopped"))
+        await self._http.aclose()
+        if self._failure is not None and not self._failure.done():
+            self._failure.cancel()
+
+    # Fetching
+
+    async def _fetch(self) -> None:
+        """One round: wait for room, fetch, hand on."""
+        unfinished = sum(1 for lease in self.held.values() if not lease.line)
+        room = self._capacity - unfinished
+        # A few free places of many are not worth a request yet.
+        if room < max(1, self._capacity // 4) and unfinished:
+            self._has_room.clear()
+            await self._has_room.wait()
+            return
+        profile = self._profile
+        answer = await self._post(
+            "fetch",
+            {
+                "worker": profile.worker, "incarnation": profile.incarnation, "pool": profile.pool,
+                "types": profile.types, "max": max(1, min(room, MOST_JOBS)), "wait_ms": self._wait_ms,
+                "lease_ms": profile.lease_ms, "host": profile.host, "version": profile.version,
+                "leases": self._named(),
+            },
+            wait_s=self._wait_ms / 1000,
+        )  # fmt: skip
+        self._take(_decoded(protocol.decode_grants, answer).jobs)
+
+    def _take(self, jobs: list[protocol.GrantedJob]) -> None:
+        now_ms = self._now_ms()
+        fresh: list[HeldLease] = []
+        for job in jobs:
+            if job.lease in self.held:
+                continue
+            old = self._finished.line(job.lease)
+            if old is not None:
+                if old:
+                    self._put(Report(old))
+                continue
+            lease = HeldLease(protocol.delivery_of(job, self._profile.worker), now_ms)
+            self.held[job.lease] = lease
+            fresh.append(lease)
+        if fresh and self._recipient is not None:
+            self._recipient.receive(fresh)
+
+    # Reporting
+
+    def _put(self, report: Report) -> None:
+        self._reports.append(report)
+        self._written.clear()
+        self._has_reports.set()
+
+    async def _report(self) -> None:
+        """One round: send what waits, and settle what the server has decided."""
+        if not self._reports:
+            self._has_reports.clear()
+            self._written.set()
+            await self._has_reports.wait()
+            # What else ends in this round of the loop shall go along.
+            await asyncio.sleep(0)
+        batch = self._batch()
+        await self._send_reports(batch)
+        if not self._reports:
+            self._written.set()
+
+    def _batch(self) -> list[Report]:
+        batch: list[Report] = []
+        size = 0
+        for report in self._reports[:MOST_EVENTS]:
+            size += len(report.body)
+            if batch and size > MOST_BYTES:
+                break
+            batch.append(report)
+        return batch
+
+    async def _send_reports(self, batch: list[Report]) -> None:
+        profile = self._profile
+        events = [Raw(report.body) for report in batch]
+        try:
+            answer = await self._post(
+                "report", {"worker": profile.worker, "incarnation": profile.incarnation, "events": events}
+            )
+        except Refused as refused:
+            if refused.status not in (400, 413, 422):
+                raise
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._send_reports(batch[:middle])
+                await self._send_reports(batch[middle:])
+                return
+            _log.error("the server refused a report: %s", refused)
+            self._settle(batch[0], "invalid")
+            return
+        items = _decoded(protocol.decode_report_answer, answer).items
+        if len(items) != len(batch):
+            raise ServerUnreachable(f"the server answered {len(items)} outcomes for {len(batch)} reports")
+        for report, item in zip(batch, items, strict=True):
+            if item.outcome in protocol.SETTLED:
+                if item.outcome == "invalid":
+                    _log.error("the report of job %s is invalid: %s", item.job, item.message)
+                self._settle(report, item.outcome)
+        if any(item.outcome not in protocol.SETTLED for item in items):
+            raise ServerUnreachable("the server does not know yet what became of some reports")
+
+    def _settle(self, report: Report, outcome: str) -> None:
+        self._reports.remove(report)
+        if report.done is not None and not report.done.done():
+            report.done.set_result(outcome)
+        lease = report.lease
+        if lease is not None:
+            self._finished.remember(lease.id, lease.line, self._now_ms())
+            if self.held.get(lease.id) is lease:
+                del self.held[lease.id]
+            self._has_room.set()
+
+    # Heartbeats
+
+    @property
+    def interval_ms(self) -> float:
+        return min(LONGEST_BEAT_MS, self._profile.lease_ms / 3)
+
+    async def _heartbeat(self) -> None:
+        """One round: rest, name all leases, and do what the server says."""
+        await asyncio.sleep(self.interval_ms / 1000)
+        if not self.held:
+            self._heard_ms = self._now_ms()
+        sent_ms = self._now_ms()
+        profile = self._profile
+        answer = await self._post(
+            "heartbeat",
+            {"worker": profile.worker, "incarnation": profile.incarnation, "leases": self._named()},
+        )
+        self._heard_ms = sent_ms
+        self._finished.prune(sent_ms)
+        for signal in _decoded(protocol.decode_heartbeat_answer, answer).signals:
+            self._signal(signal)
+
+    def _named(self) -> list[dict[str, str]]:
+        return [{"lease": lease_id, "job": lease.delivery.job} for lease_id, lease in self.held.items()]
+
+    def _signal(self, signal: protocol.SignalItem) -> None:
+        assert self._recipient is not None
+        lease = self.held.get(signal.lease)
+        if signal.type == "Drain":
+            self._recipient.drain(signal.stop)
+        elif lease is None or lease.line:
+            # Its outcome is on its way; the answer to that says whether it still counts.
+            return
+        elif signal.type == "CancelJob":
+            lease.cancel_reason = signal.reason
+            self._recipient.cancel(lease)
+        elif signal.type == "LeaseGone":
+            self._lose(lease, signal.reason or "unknown")
+
+    def _lose(self, lease: HeldLease, reason: str) -> None:
+        assert self._recipient is not None
+        del self.held[lease.id]
+        lease.lost_reason = reason
+        self._recipient.lose(lease)
+        self._has_room.set()
+
+    async def _watch(self) -> None:
+        """Let go of everything when no heartbeat went through for nearly the length of a lease."""
+        lease_ms = self._profile.lease_ms
+        limit_ms = lease_ms - max(min(1_000.0, lease_ms / 3), lease_ms / 6)
+        while True:
+            await asyncio.sleep(0.1)
+            if self._now_ms() - self._heard_ms > limit_ms:
+                for lease in [lease for lease in self.held.values() if not lease.line]:
+                    self._lose(lease, "unheard")
+
+    # Requests
+
+    async def _guard(self, name: str, round_of: Callable[[], Awaitable[None]]) -> None:
+        """Round after round, with pauses while the server does not answer. A newer incarnation ends the worker."""
+        pause_ms = FIRST_PAUSE_MS
+        while not (name == "fetch" and self._leaving):
+            try:
+                await round_of()
+                pause_ms = FIRST_PAUSE_MS
+                continue
+            except (ServerUnreachable, Refused) as error:
+                if isinstance(error, Refused) and error.status == 409:
+                    self._fail(Conflict(f"the server refused this worker: {error}"))
+                    return
+                _log.warning("worker %s: %s, again in %d ms", name, error, pause_ms)
+            except Exception as error:  # noqa: BLE001 - without one of its loops a worker must not go on
+                self._fail(error)
+                return
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, LONGEST_PAUSE_MS)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def _post(self, what: str, body: Mapping[str, Any], wait_s: float = 0.0) -> bytes:
+        try:
+            response = await self._http.post(
+                f"{API}/{what}",
+                content=protocol.encode(body),
+                headers={"content-type": "application/json"},
+                timeout=httpx.Timeout(ANSWER_S + wait_s, connect=10.0),
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServerUnreachable(
+                f"the server does not answer: {str(error) or type(error).__name__}"
+            ) from error
+        if response.status_code >= 500:
+            raise ServerUnreachable(f"the server answered {response.status_code}")
+        if response.status_code >= 400:
+            raise Refused(response.status_code, response.text[:500])
+        return response.content
+
+
+def _decoded(decode: Callable[[bytes], Any], answer: bytes) -> Any:
+    try:
+        return decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServerUnreachable(f"the server's answer cannot be read: {error}") from error
