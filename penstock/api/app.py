@@ -27,13 +27,14 @@ from penstock.api.problems import (
 from penstock.schemas.errors import PenstockError
 
 OPERATIONS: tuple[Operation, ...] = (
-    *jobs.OPERATIONS[:1],
+    jobs.CREATE,
     *gateway_routes.OPERATIONS,
     *bulk.OPERATIONS,
-    *jobs.OPERATIONS[1:],
+    *jobs.OPERATIONS,
     *queues.OPERATIONS,
     *workers.OPERATIONS,
     *audit.OPERATIONS,
+    *partitions.OPERATIONS,
     *partitions.OPERATIONS,
     *health.OPERATIONS,
 )

@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.log.bundler import LinePosition
 from penstock.log.port import Log
@@ -82,4 +82,4 @@ class ApiDeps:
 
 def deps_of(request: Request) -> ApiDeps:
     """The deps of the app that serves this request."""
-    return cast("ApiDeps", cast(Any, request.scope["app"]).state.penstock)
+    return request.scope["app"].state.penstock

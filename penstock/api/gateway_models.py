@@ -163,8 +163,8 @@ class HeartbeatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class GatewaySignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no more;
-    with ``stop``, leave."""
+    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no
+    more; with ``stop``, leave."""
 
     type: str
     job: str = ""

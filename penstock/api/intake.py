@@ -1,8 +1,8 @@
 """From a request to a durable line: ids are fixed first, then the line is appended, then its outcome is told.
 
-A job whose id we made is surely new: its view is what :func:`penstock.core.job.apply` makes of the line at its acknowledged
-place, and nobody has to be asked. A job that came with an id may be there already: only the fold knows, so its verdict is
-waited for.
+A job whose id we made is surely new: its view is what :func:`penstock.core.job.apply` makes of the line at its
+acknowledged place, and nobody has to be asked. A job that came with an id may be there already: only the fold knows, so
+its verdict is waited for.
 """
 
 from __future__ import annotations

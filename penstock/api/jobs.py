@@ -117,21 +117,22 @@ _WRITE_HEADERS = {
 }
 READ_HEADERS = {POSITION_HEADER: "Position token of a write that the read must see."}
 
+CREATE = Operation(
+    method="POST",
+    path="/api/v1/jobs",
+    endpoint=create_job,
+    summary="Put a job in",
+    tag="jobs",
+    body=JobRequest,
+    headers={"traceparent": "W3C trace context, kept with the job."},
+    answers={
+        201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
+        200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
+    },
+    problems=(400, 409, 413, 415, 422, 503),
+)
+
 OPERATIONS = (
-    Operation(
-        method="POST",
-        path="/api/v1/jobs",
-        endpoint=create_job,
-        summary="Put a job in",
-        tag="jobs",
-        body=JobRequest,
-        headers={"traceparent": "W3C trace context, kept with the job."},
-        answers={
-            201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
-            200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
-        },
-        problems=(400, 409, 413, 415, 422, 503),
-    ),
     Operation(
         method="GET",
         path="/api/v1/jobs",

@@ -1,4 +1,4 @@
-"""Metrics of the API process, in a registry of their own, and gauges of the read model taken when they are asked for."""
+"""Metrics of the API process, in a registry of their own, and gauges of the read model, taken when asked for."""
 
 from __future__ import annotations
 

@@ -134,8 +134,9 @@ class JobList(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """Lines about a job in log order. An item has ``type``, ``actor``, ``at`` (log time), ``position``, ``outcome``, ``refusal``
-    (why, when it was refused) and the event's own fields. ``refused`` counts refused lines; the last 20 are listed."""
+    """Lines about a job in log order. An item has ``type``, ``actor``, ``at`` (log time), ``position``, ``outcome``,
+    ``refusal`` (why, when it was refused) and the event's own fields. ``refused`` counts refused lines; the last 20 are
+    listed."""
 
     items: list[Raw]
     refused: int
@@ -200,7 +201,7 @@ class Counts(Struct, frozen=True):
 
 
 class WorkerView(Struct, frozen=True, kw_only=True):
-    """A worker as its heartbeats tell. ``via`` is the gateway that speaks for it, empty when it is on the log itself."""
+    """A worker as its heartbeats tell. ``via`` is the gateway that speaks for it, empty when it is on the log."""
 
     id: str
     pool: str

@@ -42,7 +42,7 @@ async def redrive_line(request: Request) -> Response:
     line = await read_body(request, MAX_LINE_BYTES) or await line_at(deps.log, deps.topics, position)
     partition, line = redriven(line, deps.topics.partitions)
     place = await deps.writer.append(partition, line)
-    return answer(Redriven(str(Position(partition, place.offset, place.line)), line.decode()), 201)
+    return answer(Redriven(str(Position(partition, place.offset, place.line_no)), line.decode()), 201)
 
 
 OPERATIONS = (

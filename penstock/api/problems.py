@@ -1,7 +1,8 @@
 """Errors as ``application/problem+json`` (RFC 9457), the same shape from every route and for every cause.
 
 ``code`` is stable and is what programs compare; ``errors`` names the fields of a request that is not allowed; a 503
-carries ``Retry-After``, and ``job_id`` where a job's id was fixed before the failure, so that a repeat is no second job.
+carries ``Retry-After``, and ``job_id`` where a job's id was fixed before the failure, so that a repeat is no second
+job.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ProgressWatch:
-    """Tells a partition that is behind but folding from one that is stuck: by how far it came since it was last asked."""
+    """Tells a partition that is behind but folding from one that is stuck: by how far it came since last asked."""
 
     def __init__(self) -> None:
         self._moved: dict[int, tuple[int, int]] = {}

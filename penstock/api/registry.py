@@ -6,7 +6,6 @@ Liveness is what others believe too: a worker whose heartbeats have stopped for 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -39,7 +38,7 @@ class Seen:
 
 
 class WorkerRegistry:
-    """Follows the workers topic. Use as an async context manager; ``failure`` gets the error that ended it."""
+    """Follows the workers topic. Use as an async context manager."""
 
     def __init__(
         self,
@@ -55,10 +54,16 @@ class WorkerRegistry:
         self._now_ms = now_ms
         self._seen: dict[str, Seen] = {}
         self._task: asyncio.Task[None] | None = None
-        self.failure: asyncio.Future[None] | None = None
+        self._failure: asyncio.Future[None] | None = None
+
+    @property
+    def failure(self) -> asyncio.Future[None]:
+        """Gets the error that ended the registry."""
+        if self._failure is None:
+            self._failure = asyncio.get_running_loop().create_future()
+        return self._failure
 
     async def __aenter__(self) -> Self:
-        self.failure = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="penstock-worker-registry")
         return self
 
@@ -67,10 +72,10 @@ class WorkerRegistry:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if self.failure is not None:
-            self.failure.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.failure.done() and not self.failure.cancelled():
+            self.failure.exception()
+        self.failure.cancel()
 
     # Asking
 
@@ -117,11 +122,10 @@ class WorkerRegistry:
             except LogError as error:
                 log.warning("the worker registry cannot read the log: %s", error.message)
                 await asyncio.sleep(RETRY_S)
-            except Exception as error:
-                assert self.failure is not None
+            except Exception as error:  # noqa: BLE001 - whoever runs the registry is told
                 if not self.failure.done():
                     self.failure.set_exception(error)
-                raise
+                return
 
     async def _follow(self) -> None:
         topic = self._topics.workers

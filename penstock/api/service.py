@@ -1,4 +1,4 @@
-"""The API as a service of a process: uvicorn on the process's own event loop, started and stopped like any other part."""
+"""The API as a service of a process: uvicorn on the process's own event loop, started and stopped like other parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +26,7 @@ class _Server(uvicorn.Server):
     """uvicorn without signal handlers: those belong to the process."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 

@@ -23,7 +23,9 @@ def rebuild(
     ctx: typer.Context,
     into: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="An empty folder; else the one that the projection uses is replaced."),
+        typer.Option(
+            metavar="DIR", help="An empty folder; else the one that the projection uses is replaced."
+        ),
     ] = None,
     output: Output = None,
     log: LogUrl = None,
@@ -36,7 +38,9 @@ def rebuild(
         raise Conflict(f"{into} is not empty")
     found = asyncio.run(_rebuild(cli, folder, replace=into is None))
     if cli.printer.json:
-        cli.printer.value({"folder": str(folder), "partitions": [msgspec.structs.asdict(part) for part in found]})
+        cli.printer.value(
+            {"folder": str(folder), "partitions": [msgspec.structs.asdict(part) for part in found]}
+        )
         return
     columns = ("partition", "next_offset", "accepted", "refused", "quarantined", "digest")
     cli.printer.table(columns, ([getattr(part, name) for name in columns] for part in found))

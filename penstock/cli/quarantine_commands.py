@@ -81,7 +81,7 @@ def redrive(
         partition, line = redriven(line, topics.partitions)
         async with Bundler(opened, topics.jobs) as bundler:
             place = await bundler.append(partition, line)
-        return {"position": str(Position(partition, place.offset, place.line)), "line": line.decode()}
+        return {"position": str(Position(partition, place.offset, place.line_no)), "line": line.decode()}
 
     found = on_log_or_server(cli, on_log, lambda: _redrive_on_server(cli, wanted, edited))
     if cli.printer.json:

@@ -1,4 +1,4 @@
-"""Commands that run roles: ``dev`` (all of them in one process), ``api``, ``orchestrator``, ``projection``, ``worker``."""
+"""Commands that run roles: ``dev`` runs all of them in one process, the others one each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from penstock.cli import composition, projection_commands
-from penstock.cli.app_loading import load_apps
 from penstock.cli.context import Cli, DataFolder, LogUrl, Server, cli_of
 from penstock.cli.logs import set_up
 from penstock.cli.roles import Service, run
@@ -21,24 +20,36 @@ from penstock.cli.settings import Settings
 from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
 from penstock.projections.remote import RemoteReadModel
 from penstock.schemas.errors import SettingsInvalid
-from penstock.workers.task import Task
+from penstock.workers.app import App as Tasks
+from penstock.workers.loading import load_apps
 
 App = Annotated[
     list[str] | None,
-    typer.Option("--app", metavar="MODULE", help="Module (or .py file) with handlers; may be given more than once."),
+    typer.Option(
+        "--app", metavar="MODULE", help="Module (or .py file) with handlers; may be given more than once."
+    ),
 ]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
-Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.", show_default=False)]
-HealthPort = Annotated[
-    int | None, typer.Option("--health-port", help="Serve /healthz, /readyz and /metrics here.", show_default=False)
+Port = Annotated[
+    int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.", show_default=False)
 ]
-Name = Annotated[str | None, typer.Option("--name", help="Name of this process among its like.", show_default=False)]
+HealthPort = Annotated[
+    int | None,
+    typer.Option("--health-port", help="Serve /healthz, /readyz and /metrics here.", show_default=False),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", help="Name of this process among its like.", show_default=False)
+]
 Concurrency = Annotated[
     int | None, typer.Option("--concurrency", help="Handlers running at once.", show_default=False)
 ]
-Pool = Annotated[str | None, typer.Option("--pool", help="Pool that the worker belongs to.", show_default=False)]
+Pool = Annotated[
+    str | None, typer.Option("--pool", help="Pool that the worker belongs to.", show_default=False)
+]
 
-projection_app = typer.Typer(help="The read model: run it, or rebuild it from the log.", invoke_without_command=True)
+projection_app = typer.Typer(
+    help="The read model: run it, or rebuild it from the log.", invoke_without_command=True
+)
 projection_app.command("rebuild")(projection_commands.rebuild)
 
 
@@ -64,7 +75,9 @@ def dev(
     port: Port = None,
     app: App = None,
     concurrency: Concurrency = None,
-    temp: Annotated[bool, typer.Option("--temp", help="Keep data in a folder that is removed at the end.")] = False,
+    temp: Annotated[
+        bool, typer.Option("--temp", help="Keep data in a folder that is removed at the end.")
+    ] = False,
 ) -> None:
     """Run everything in one process on the embedded log: service, read model, and the handlers of --app."""
     with contextlib.ExitStack() as stack:
@@ -76,12 +89,14 @@ def dev(
         cli = cli_of(ctx, data=data, log=log, host=host, port=port, app=app, concurrency=concurrency)
         settings = _role(cli)
         if not settings.is_embedded:
-            raise SettingsInvalid(f"dev runs on the embedded log, not on {settings.log_url}; run the roles by themselves")
+            raise SettingsInvalid(
+                f"dev runs on the embedded log, not on {settings.log_url}; run the roles by themselves"
+            )
         tasks = load_apps(settings.app)
         _run_dev(settings, tasks)
 
 
-def _run_dev(settings: Settings, tasks: Sequence[Task[..., object]]) -> None:
+def _run_dev(settings: Settings, tasks: Tasks) -> None:
     address = ""
 
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:
@@ -91,7 +106,7 @@ def _run_dev(settings: Settings, tasks: Sequence[Task[..., object]]) -> None:
         projection = await composition.start_projection(stack, settings, opened)
         service, parts = await composition.start_api(stack, settings, opened, projection)
         address = service.address
-        worker = [await start_log_worker(stack, settings, opened, tasks)] if tasks else []
+        worker = [await start_log_worker(stack, settings, opened, tasks, name="dev")] if len(tasks) else []
         return [opened.watch, orchestrator, projection, *parts, *worker]
 
     def on_ready() -> None:
@@ -168,13 +183,20 @@ def projection(
     health_port: HealthPort = None,
     address: Annotated[
         str | None,
-        typer.Option("--projection-address", metavar="HOST:PORT", help="Where it answers, as others reach it."),
+        typer.Option(
+            "--projection-address", metavar="HOST:PORT", help="Where it answers, as others reach it."
+        ),
     ] = None,
 ) -> None:
     """Run a projection: it folds the log into the read model and answers the API's questions."""
     if ctx.invoked_subcommand is not None:
         return
-    flags = {"name": name, "host": host, "health_port": health_port, "projection_address": address}
+    flags: dict[str, Any] = {
+        "name": name,
+        "host": host,
+        "health_port": health_port,
+        "projection_address": address,
+    }
     settings = _role(cli_of(ctx, log=log, data=data, **flags))
     _needs_cluster(settings, "projection")
 
@@ -203,7 +225,13 @@ def worker(
     health_port: HealthPort = None,
 ) -> None:
     """Run handlers: with --server over HTTP, else on the log."""
-    flags = {"concurrency": concurrency, "pool": pool, "name": name, "host": host, "health_port": health_port}
+    flags: dict[str, Any] = {
+        "concurrency": concurrency,
+        "pool": pool,
+        "name": name,
+        "host": host,
+        "health_port": health_port,
+    }
     cli = cli_of(ctx, app=app, server=server, log=log, **flags)
     settings = _role(cli)
     if not settings.app:

@@ -72,8 +72,9 @@ async def run_roles(
     compose: Compose, *, on_ready: Callable[[], None] | None = None, stop_deadline_s: float = STOP_DEADLINE_S
 ) -> None:
     """As :func:`run`, in a running loop."""
-    living = asyncio.create_task(_live(compose, on_ready), name="roles")
     stopping = asyncio.Event()
+    started = asyncio.Event()
+    living = asyncio.create_task(_live(compose, on_ready, started, stopping), name="roles")
     with _signals(stopping):
         wanted = asyncio.create_task(stopping.wait())
         try:
@@ -82,7 +83,9 @@ async def run_roles(
             wanted.cancel()
         if not living.done():
             log.info("stopping")
-            living.cancel()
+            if not started.is_set():
+                # Nothing runs yet that could be left in good order.
+                living.cancel()
             await asyncio.wait({living}, timeout=stop_deadline_s)
         if not living.done():
             raise StopTimedOut(f"The process did not stop within {stop_deadline_s:g} s.")
@@ -90,14 +93,22 @@ async def run_roles(
         living.result()
 
 
-async def _live(compose: Compose, on_ready: Callable[[], None] | None) -> None:
+async def _live(
+    compose: Compose, on_ready: Callable[[], None] | None, started: asyncio.Event, stopping: asyncio.Event
+) -> None:
     services: Sequence[Service] = ()
     try:
         async with AsyncExitStack() as stack:
             services = await compose(stack)
+            started.set()
             if on_ready is not None:
                 on_ready()
-            await asyncio.wait([service.failure for service in services], return_when=asyncio.FIRST_COMPLETED)
+            wanted = asyncio.create_task(stopping.wait())
+            try:
+                ends = [service.failure for service in services]
+                await asyncio.wait([wanted, *ends], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                wanted.cancel()
             for service in services:
                 _raise_failure(service)
     finally:
@@ -105,6 +116,11 @@ async def _live(compose: Compose, on_ready: Callable[[], None] | None) -> None:
             # Looked at, so that a failure while stopping is not reported a second time by the loop.
             if service.failure.done() and not service.failure.cancelled():
                 service.failure.exception()
+
+
+def request_stop() -> None:
+    """Stop this process in good order, as if it had been told to from outside."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _raise_failure(service: Service) -> None:

@@ -210,8 +210,8 @@ class OrchestratorMachine:
         for other in self.fleet.of_worker(session.worker):
             by_partition: dict[int, list[str]] = {}
             for number, key in other.leases:
-                lease = self.partitions[number].lease_incarnation(key)
-                if lease is not None and lease < session.incarnation:
+                lease = self.partitions[number].lease_of(key)
+                if lease is not None and lease.incarnation < session.incarnation:
                     by_partition.setdefault(number, []).append(key)
             for number, keys in by_partition.items():
                 self.partitions[number].supersede(keys, now, out)

@@ -23,7 +23,7 @@ from penstock.orchestrator.backlog import Backlog
 from penstock.orchestrator.courier import Courier
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.forwarder import Forwarder
-from penstock.orchestrator.leases import CANCEL_GRACE_MS, LeaseKeeper
+from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
 from penstock.orchestrator.lines import LeaderLines
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
@@ -279,10 +279,9 @@ class PartitionMachine:
             if job is not None and job.state == "active":
                 self._courier.deliver(job, session, now.log_ms, out)
 
-    def lease_incarnation(self, key: str) -> str | None:
-        """Of the holder of a job's lease; None if it is not leased."""
-        lease = self._leases.get(key)
-        return None if lease is None else lease.incarnation
+    def lease_of(self, key: str) -> Lease | None:
+        """The running lease of a job."""
+        return self._leases.get(key)
 
     def supersede(self, keys: list[str], now: Now, out: Outputs) -> None:
         """The holder was restarted: end these leases at once."""

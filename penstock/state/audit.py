@@ -7,13 +7,14 @@ An export is one JSON object a line::
     ...
     {"audit": "end", "lines", "counts": {"0": 12}, "final": {"0": "<hash>"}}
 
-Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the second one
-exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own for each partition: lower-case hex
-of SHA-256 over the hash before it (32 bytes), partition (4 bytes), offset (8), line (4), time (8; Unix ms), all
-big-endian, and the bytes of the line. The hash before the first is :func:`first_hash`, which covers what the header says.
+Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the
+second one exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own for each partition:
+lower-case hex of SHA-256 over the hash before it (32 bytes), partition (4 bytes), offset (8), line (4), time (8; Unix
+ms), all big-endian, and the bytes of the line. The hash before the first is :func:`first_hash`, which covers what the
+header says.
 
-So a line that was changed, moved, inserted or left out breaks the chain where it stood, and an export that was cut has no
-last line. Whoever forges the rest of a chain as well changes its final hash: keep those apart to compare with.
+So a line that was changed, moved, inserted or left out breaks the chain where it stood, and an export that was cut has
+no last line. Whoever forges the rest of a chain as well changes its final hash: keep those apart to compare with.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class AuditFooter(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What checking an export found. ``line`` is the number (from 1) of the first line of the export that is wrong, 0 for none."""
+    """What checking an export found. ``line`` is the number (from 1) of its first line that is wrong, 0 for none."""
 
     ok: bool
     lines: int

@@ -64,7 +64,7 @@ class App:
                     )
 
     @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def task(self, function: Callable[P, R]) -> Task[P, R]: ...
 
     @overload
     def task(
@@ -73,7 +73,7 @@ class App:
         timeout_ms: int | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...  # fmt: skip
 
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
         """As :func:`penstock.workers.task.task`, and adds the task."""
 
         def made(handler: Callable[..., Any]) -> AnyTask:

@@ -164,13 +164,11 @@ class Arguments:
     def _decoder_of_fields(self, fields: dict[str, Any], required: list[str]) -> Callable[[bytes], Any]:
         if any(_has_struct(hint) for hint in fields.values()):
             return self._struct_decoder(fields, required)
-        shape: Any = typing_extensions.TypedDict(
-            "Payload",
-            {
-                name: hint if name in required else typing_extensions.NotRequired[hint]
-                for name, hint in fields.items()
-            },
-        )  # pyright: ignore[reportGeneralTypeIssues]  # the fields are known only when the task is defined
+        members = {
+            name: hint if name in required else typing_extensions.NotRequired[hint]
+            for name, hint in fields.items()
+        }
+        shape = cast("Any", typing_extensions.TypedDict)("Payload", members)
         shape.__pydantic_config__ = ConfigDict(
             extra="allow" if self._open else "forbid", arbitrary_types_allowed=False
         )
@@ -183,9 +181,12 @@ class Arguments:
         optional = [name for name in fields if name not in required]
         shape = msgspec.defstruct(
             "Payload",
-            [*((name, fields[name]) for name in required), *((name, typing.Union[fields[name], msgspec.UnsetType], msgspec.UNSET) for name in optional)],
+            [
+                *((name, fields[name]) for name in required),
+                *((name, fields[name] | msgspec.UnsetType, msgspec.UNSET) for name in optional),
+            ],
             forbid_unknown_fields=not self._open,
-        )  # fmt: skip
+        )
         decode = self._msgspec_decoder(shape)
         known = set(fields)
 
@@ -242,9 +243,10 @@ def _is_object(hint: Any) -> bool:
         # A union: of objects only, None aside.
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
         return bool(parts) and origin is not typing.Literal and all(_is_object(part) for part in parts)
-    kind = origin or hint
+    kind: Any = origin or hint
     if not isinstance(kind, type):
         return False
+    kind = cast("type[Any]", kind)
     if kind.__name__ == "UnionType":
         return all(_is_object(part) for part in typing.get_args(hint) if part is not type(None))
     return (

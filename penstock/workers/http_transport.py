@@ -39,7 +39,7 @@ ANSWER_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class Refused(Exception):  # noqa: N818 - the server's word
+class Refused(Exception):
     """The server answered with a status that says: not like this."""
 
     def __init__(self, status: int, text: str) -> None:

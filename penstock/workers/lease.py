@@ -64,4 +64,5 @@ class HeldLease:
             self.on_written(self, position)
 
     def gave_up(self, error: Exception) -> None:
-        """The outcome will not be written; whoever leads the partition ends the lease."""
+        """The outcome will not be written: nothing is gained by naming the lease any longer, and it runs out."""
+        self.renew_until_ms = -math.inf

@@ -310,15 +310,19 @@ class Session:
             self.lose_all("unheard")
 
     def _holding(self, now_ms: float) -> list[Holding]:
-        every = self.renews_all
         return [
             Holding(
                 lease.delivery.partition, job_key(lease.delivery.tenant, lease.delivery.job), lease_id,
                 lease.run_ms(now_ms),
             )
             for lease_id, lease in self.held.items()
-            if every or lease.line or lease.renew_until_ms > now_ms
+            if self._renews(lease, now_ms)
         ]  # fmt: skip
+
+    def _renews(self, lease: HeldLease, now_ms: float) -> bool:
+        if lease.renew_until_ms == -math.inf:
+            return False
+        return self.renews_all or lease.finished or lease.renew_until_ms > now_ms
 
     # Ends of leases
 

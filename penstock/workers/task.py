@@ -135,10 +135,17 @@ def task(
 
 
 def task(
-    function: Callable[..., Any] | None = None, /, *, name: str = "", queue: str | None = None, pool: str | None = None,
-    priority: Priority | None = None, max_attempts: int | None = None, backoff: Backoff | Mapping[str, Any] | None = None,
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str = "",
+    queue: str | None = None,
+    pool: str | None = None,
+    priority: Priority | None = None,
+    max_attempts: int | None = None,
+    backoff: Backoff | Mapping[str, Any] | None = None,
     timeout_ms: int | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Make a function the handler of the job type ``name`` (the function's own name if not given).
 
     The other arguments are defaults for jobs enqueued by :meth:`Task.enqueue`; jobs that come another way have

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from penstock.log.bundler import LinePosition
@@ -22,6 +23,9 @@ MAX_LINES = min(4_096, MAX_BUNDLE_LINES)
 FIRST_RETRY_MS = 50
 LONGEST_RETRY_MS = 2_000
 
+LAST_WAIT_S = 1.0
+"""How long closing waits for what is in the middle of being written."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -29,6 +33,8 @@ class Bundles(Protocol):
     """What :class:`penstock.log.bundler.Bundler` does."""
 
     async def append_many(self, partition: int, lines: Sequence[bytes]) -> Sequence[LinePosition]: ...
+
+    async def flush(self) -> None: ...
 
 
 class Pending(Protocol):
@@ -113,6 +119,8 @@ class OutcomeWriter:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._bundles.flush(), LAST_WAIT_S)
         closed = LeaseLost("the worker has stopped")
         for queue in self._queues.values():
             for pending in queue:

@@ -34,8 +34,8 @@ common = settings(max_examples=60, deadline=None, suppress_health_check=list(Hea
 
 LEADERS = ["Due", "Leased", "Expired", "DeadLettered", "Forgotten", "LeaseExpired", "Cancelled"]
 OF_LEADER = {
-    "scheduled": ["Due", "Expired"], "ready": ["Leased"], "retrying": ["Due"], "dead": ["DeadLettered", "Forgotten"],
-    "active": ["LeaseExpired", "Cancelled"],
+    "scheduled": ["Due", "Expired"], "ready": ["Leased"], "retrying": ["Due"],
+    "dead": ["DeadLettered", "Forgotten"], "active": ["LeaseExpired", "Cancelled"],
 }  # fmt: skip
 """What a leader would write about a job in a state."""
 
@@ -81,7 +81,8 @@ def _verb(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[
 
 def _enqueued(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
     return {
-        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "t", "u"])), "max_attempts": draw(st.integers(1, 3)),
+        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "t", "u"])), 
+        "max_attempts": draw(st.integers(1, 3)),
         "delay_ms": draw(st.sampled_from([0, 0, 10])), "id": draw(st.sampled_from(["", "E1", "E2"])),
         "payload": draw(st.sampled_from([None, {"a": [1, "é"]}])), "request_hash": draw(st.sampled_from(["", "h"])),
         "origin": draw(st.sampled_from([*[""] * 12, f"{1 - HERE}:2:3", f"{1 - HERE}:2:4", "9:9:9", "junk"])),
@@ -95,7 +96,8 @@ def _of_the_partition(draw: Any, fold: PartitionFold, job: Job | None, number: i
         "supersedes": fold.state.epoch if draw(st.booleans()) else draw(EPOCHS),
         "epoch": fold.state.epoch if draw(st.booleans()) else draw(EPOCHS),
         "previous": fold.state.config_position, "control_position": draw(st.integers(-1, 9)),
-        "line_position": draw(st.integers(-1, 1 << 19)), "target": 1, "version": draw(st.sampled_from([0, 1, 3])),
+        "line_position": (draw(st.integers(1, 25)) << 15) - draw(st.sampled_from([-1, 0, 0, 0, 32_769])),
+        "target": 1, "version": draw(st.sampled_from([0, 1, 3])),
     }  # fmt: skip
 
 

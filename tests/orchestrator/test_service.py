@@ -62,6 +62,13 @@ async def until(condition: Callable[[], bool], *services: Orchestrator) -> None:
             await asyncio.sleep(0.01)
 
 
+def started(orchestrator: Orchestrator, job: str) -> bool:
+    """Whether the holder has told that it runs the job: from then on its attempt counts."""
+    partitions = orchestrator.machine.partitions
+    lease = partitions[partition_of(job, len(partitions))].lease_of(f"default/{job}")
+    return lease is not None and lease.run_ms > 0
+
+
 async def ended(orchestrator: Orchestrator, *jobs: str) -> None:
     def all_ended() -> bool:
         found = [job_of(orchestrator, job) for job in jobs]
@@ -123,7 +130,7 @@ async def test_a_silent_workers_job_is_rescued(bench: Bench) -> None:
     async with bench.orchestrator() as orchestrator:
         async with ModelWorker(bench.log, bench.topics, "w1", handler=hang, lease_ms=1_000) as lost:
             job = await bench.enqueue()
-            await until(lambda: bool(lost.delivered), orchestrator)
+            await until(lambda: started(orchestrator, job), orchestrator)
         async with ModelWorker(bench.log, bench.topics, "w2") as rescuer:
             await ended(orchestrator, job)
         assert [delivery.attempt for delivery in rescuer.delivered] == [2]

@@ -1,0 +1,77 @@
+"""The worker role: handlers on the log, or behind a server's HTTP gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+
+from penstock.cli.composition import OpenedLog
+from penstock.cli.health import Numbers, Problems
+from penstock.cli.roles import request_stop
+from penstock.cli.settings import Settings
+from penstock.workers.app import App
+from penstock.workers.http_transport import HttpTransport
+from penstock.workers.log_transport import LogTransport
+from penstock.workers.runtime import Worker
+from penstock.workers.transport import Transport
+
+
+async def start_log_worker(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App, *, name: str = ""
+) -> Worker:
+    """Run ``tasks`` on the log."""
+    return await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks, name)
+
+
+async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: App) -> Worker:
+    """Run ``tasks`` through the gateway of ``settings.server``."""
+    return await _start(stack, settings, HttpTransport(settings.server), tasks, "")
+
+
+async def _start(
+    stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App, name: str
+) -> Worker:
+    worker = Worker(
+        tasks, transport, concurrency=settings.concurrency, pool=settings.pool, name=settings.name or name
+    )
+    await stack.enter_async_context(worker)
+    await stack.enter_async_context(_LeaveWhenTold(worker))
+    return worker
+
+
+class _LeaveWhenTold:
+    """Stops the process when the worker was drained for good by a signal on the log."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._watch(), name="leave-when-told")
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _watch(self) -> None:
+        await self._worker.left.wait()
+        request_stop()
+
+
+def worker_health(worker: Worker) -> tuple[Problems, Numbers]:
+    """Ready until it fails or is asked to leave."""
+
+    def problems() -> list[str]:
+        return ["the worker takes no more jobs"] if worker.failure.done() or worker.left.is_set() else []
+
+    def numbers() -> dict[str, float]:
+        return {
+            "penstock_worker_concurrency": worker.profile.concurrency,
+            "penstock_worker_capacity": worker.capacity,
+            "penstock_worker_busy": worker.busy,
+            "penstock_worker_stuck": worker.executor.stuck,
+        }
+
+    return problems, numbers

@@ -1,0 +1,259 @@
+"""Penstock's processes as people start them: `penstock ...` with flags and environment, watched and always ended.
+
+Coverage of the processes is measured when the suite runs under coverage (its `patch = subprocess`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = Path(__file__).resolve().parent / "tasks.py"
+PENSTOCK = (sys.executable, "-m", "penstock.cli.main")
+READY_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 20.0
+
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A port below the range of outgoing connections that nobody listens on, so that a restart finds it free."""
+    for port in range(12_000 + os.getpid() * 7 % 6_000, 19_900):
+        if port in _GIVEN:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _GIVEN.add(port)
+        return port
+    raise RuntimeError("no free port")
+
+
+_GIVEN: set[int] = set()
+
+
+def wait_for(what: str, probe: Callable[[], T | None], timeout_s: float = 30.0, pause_s: float = 0.05) -> T:
+    """The first true answer of ``probe``; AssertionError after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout_s:g} s (last: {found!r})")
+        time.sleep(pause_s)
+
+
+class Answer:
+    """An HTTP answer: status, headers, and the body as text or JSON."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def http(method: str, url: str, body: Any = None, timeout_s: float = 15.0) -> Answer:
+    """One request; errors of HTTP are answers, OSError when nobody answers."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return Answer(answer.status, dict(answer.headers), answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, dict(error.headers), error.read())
+
+
+class Role:
+    """One ``penstock`` process that can be killed and started again with the same command and environment."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, ready_url: str = ""
+    ) -> None:
+        self.name = name
+        self.arguments = tuple(arguments)
+        self.environment = dict(environment)
+        self.ready_url = ready_url
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def output(self) -> Path:
+        """File with all that the process printed."""
+        return self._folder / f"{self.name}.log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Role:
+        """Start without waiting."""
+        assert not self.running, f"{self.name} runs already"
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*PENSTOCK, *self.arguments],
+                cwd=self._folder,
+                env=_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Role:
+        """Wait until the role says that it is ready."""
+        wait_for(f"{self.name} is ready", self._is_ready, timeout_s)
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        code = self._process.poll()
+        assert code is None, f"{self.name} ended with {code}:\n{self.tail()}"
+        with contextlib.suppress(OSError):
+            return not self.ready_url or http("GET", self.ready_url, timeout_s=5).status == 200
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL, as a power failure would."""
+        assert self._process is not None
+        assert self.running, f"{self.name} is gone already:\n{self.tail()}"
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code. AssertionError when it does not end."""
+        assert self._process is not None
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s:\n{self.tail()}") from None
+
+    def close(self) -> None:
+        """End it whatever state it is in."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def tail(self, lines: int = 30) -> str:
+        """The last lines that it printed."""
+        return "\n".join(self.output.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Stack:
+    """A set of roles in a folder. Leaving it ends them all, the last started first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.roles: dict[str, Role] = {}
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for role in reversed(self.roles.values()):
+            role.close()
+
+    def __getitem__(self, name: str) -> Role:
+        return self.roles[name]
+
+    def add(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, ready_url: str = ""
+    ) -> Role:
+        """A role, not started yet."""
+        role = self.roles[name] = Role(name, arguments, environment or {}, self.folder, ready_url)
+        return role
+
+    def add_kafka_roles(
+        self, bootstrap: str, namespace: str, *, partitions: int = 4, orchestrators: int = 2, app: Path = TASKS
+    ) -> str:
+        """Orchestrators, a projection, an API and a worker on the log itself; returns the API's address."""
+        port = free_port()
+        shared = {
+            "PENSTOCK_LOG": f"kafka://{bootstrap}",
+            "PENSTOCK_NAMESPACE": namespace,
+            "PENSTOCK_PARTITIONS": str(partitions),
+            "PENSTOCK_WORK_PARTITIONS": "8",
+        }
+
+        def add(name: str, *arguments: str, **own: str) -> None:
+            health = free_port()
+            settings = {**shared, "PENSTOCK_DATA": str(self.folder / name), "PENSTOCK_NAME": name}
+            settings |= {"PENSTOCK_HEALTH_PORT": str(health), **own}
+            self.add(name, arguments, settings, f"http://127.0.0.1:{health}/readyz")
+
+        for number in range(orchestrators):
+            add(f"orchestrator-{number}", "orchestrator")
+        add("projection", "projection", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
+        settings = {**shared, "PENSTOCK_DATA": str(self.folder / "api"), "PENSTOCK_NAME": "api"}
+        self.add("api", ("api", "--port", str(port)), settings, f"http://127.0.0.1:{port}/readyz")
+        add("worker", "worker", "--app", str(app))
+        return f"http://127.0.0.1:{port}"
+
+    def start(self) -> Stack:
+        """Start all, then wait until all are ready."""
+        for role in self.roles.values():
+            role.start()
+        for role in self.roles.values():
+            role.wait_ready()
+        return self
+
+    def tails(self) -> str:
+        """What every role printed last, for a failure's message."""
+        return "\n".join(f"--- {name}\n{role.tail(12)}" for name, role in self.roles.items() if role.output.exists())
+
+
+def penstock(
+    *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*PENSTOCK, *arguments],
+        cwd=folder,
+        env=_environment(environment or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def penstock_json(*arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> Any:
+    """What a command prints with ``--output json``; AssertionError unless it exits with 0."""
+    done = penstock(*arguments, "--output", "json", folder=folder, environment=environment)
+    assert done.returncode == 0, f"{arguments} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return json.loads(done.stdout)
+
+
+def _environment(own: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without settings of Penstock's that somebody may have set, and ``own``."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    return {**inherited, "NO_COLOR": "1", **own}
