@@ -14,7 +14,7 @@ from typing import Any
 
 from material import Sales, draw_pictures, write_sales
 from processes import DemoFailed, Processes, free_port, shown
-from tasks import Picture, charge_card, remind, sales_report, send_mail, thumbnails
+from tasks import Picture, SalesTable, charge_card, remind, sales_report, send_mail, thumbnails
 
 from penstock.client.http import Client
 from penstock.schemas.errors import PenstockError
@@ -121,7 +121,8 @@ class Demo:
         thumbs = self.folder / "thumbnails"
         thumbs.mkdir()
         client, ids = self.client, self._ids
-        ids["report"] = sales_report.enqueue_sync(sales.path, sales.rows, client=client, priority="high")["id"]
+        table = SalesTable(path=sales.path, rows=sales.rows)
+        ids["report"] = sales_report.enqueue_sync(table, client=client, priority="high")["id"]
         for path in pictures:
             picture = Picture(path=path, folder=thumbs, widths=WIDTHS)
             self._pictures.append(thumbnails.enqueue_sync(picture, client=client, queue="pictures")["id"])

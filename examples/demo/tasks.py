@@ -43,6 +43,13 @@ def thumbnails(picture: Picture, ctx: Context) -> dict[str, Any]:
     return {"files": made}
 
 
+class SalesTable(BaseModel):
+    """A CSV file with ``rows`` sales."""
+
+    path: Path
+    rows: int
+
+
 class Sums(BaseModel):
     """The report so far: its checkpoint, and in the end its result."""
 
@@ -52,13 +59,13 @@ class Sums(BaseModel):
 
 
 @task
-async def sales_report(path: Path, rows: int, ctx: Context) -> dict[str, Any]:
+async def sales_report(table: SalesTable, ctx: Context) -> dict[str, Any]:
     """Sum up a CSV of sales. After a crash the next attempt goes on behind the last checkpoint."""
     sums = Sums.model_validate(ctx.checkpoint or {})
-    resumed_at = sums.rows
+    resumed_at, rows = sums.rows, table.rows
     if resumed_at:
         await ctx.progress(100 * resumed_at / rows, f"resumed at row {resumed_at:,} of {rows:,}")
-    with path.open(newline="") as file:
+    with table.path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
             if number < resumed_at:
                 continue

@@ -1,8 +1,8 @@
 """From what a worker reports over HTTP to lines on the log, and from those to what the fold made of them.
 
 A report must never be unwritable, or its job would run again and again until it is dead: what is too large is cut, and
-a result that is too large fails the job with ``result_too_large``. Ids of lines come from the lease, so a report that is
-sent twice is a duplicate.
+a result that is too large fails the job with ``result_too_large``. Ids of lines come from the lease, so a report sent
+twice is a duplicate.
 """
 
 from __future__ import annotations

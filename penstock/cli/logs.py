@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import msgspec
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_NOISY = ("aiokafka", "httpx", "httpcore", "asyncio")
+_NOISY = ("aiokafka", "httpx", "httpcore", "asyncio", "uvicorn.error")
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 

@@ -23,6 +23,8 @@ log = logging.getLogger("penstock.roles")
 
 STOP_DEADLINE_S = 30.0
 FORCED = 130
+SAME_SIGNAL_S = 0.5
+"""A second signal this soon is the first one once more: terminals and wrappers both send it on."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -144,6 +146,7 @@ class _signals(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads a
     def __init__(self, stopping: asyncio.Event) -> None:
         self._stopping = stopping
         self._loop = asyncio.get_running_loop()
+        self._first_s = 0.0
 
     def __enter__(self) -> None:
         for number in STOP_SIGNALS:
@@ -155,11 +158,14 @@ class _signals(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads a
 
     def _on_signal(self) -> None:
         if self._stopping.is_set():
+            if self._loop.time() - self._first_s < SAME_SIGNAL_S:
+                return
             sys.stderr.write(
                 "penstock: stopped at once; what was running is taken up again after the next start\n"
             )
             sys.stderr.flush()
             os._exit(FORCED)
+        self._first_s = self._loop.time()
         self._stopping.set()
         sys.stderr.write("penstock: stopping (once more to stop at once)\n")
         sys.stderr.flush()

@@ -128,7 +128,7 @@ class Projector:
         key = line.key
         if not key and isinstance(line.event, ev.JobEvent):
             key = job_key(line.event.tenant, line.event.job)
-        if not key or line.outcome == "misrouted" or self.store.job(key) is None:
+        if not key or line.outcome in ("misrouted", "unknown_job") or self.store.job(key) is None:
             return
         rows = self._refused.setdefault(key, [])
         rows.append((line.position, RefusedRow(line.time_ms, line.outcome, line.reason, line.line)))

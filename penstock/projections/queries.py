@@ -213,15 +213,15 @@ class PartitionQueries:
     def _line_verdict(self, packed: int, key: str, event_id: str) -> tuple[str, str]:
         prefix = job_prefix(key)
         refused = self._refused(prefix)[1]
-        exact = next((item for position, item in refused if position == packed), None)
+        named = [(position, item) for position, item in refused if event_id_of(item) == event_id]
+        exact = next((item for position, item in named if position == packed), None)
         if exact is not None and not (exact.outcome == "duplicate" and exact.type != "Enqueued"):
             return exact.outcome, exact.reason
         for item in self._accepted_backwards(prefix, packed):
             if event_id_of(item) == event_id:
                 return "applied", ""
-        named = [item for _, item in refused if event_id_of(item) == event_id]
         if named:
-            first = next((item for item in named if item.outcome != "duplicate"), named[0])
+            first = next((item for _, item in named if item.outcome != "duplicate"), named[0][1])
             return first.outcome, first.reason
         if self._kv.get(FOLD, job_row_key(key)) is None:
             return "unknown_job", "there is no such job"

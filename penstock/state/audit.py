@@ -8,7 +8,7 @@ An export is one JSON object a line::
     {"audit": "end", "lines", "counts": {"0": 12}, "final": {"0": "<hash>"}}
 
 Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the
-second one exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own for each partition:
+second one exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own a partition:
 lower-case hex of SHA-256 over the hash before it (32 bytes), partition (4 bytes), offset (8), line (4), time (8; Unix
 ms), all big-endian, and the bytes of the line. The hash before the first is :func:`first_hash`, which covers what the
 header says.

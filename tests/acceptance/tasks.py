@@ -1,4 +1,4 @@
-"""Handlers of the acceptance tests; each run leaves a line in the file that `PENSTOCK_TEST_LEDGER` names, if it does."""
+"""Handlers of the acceptance tests; each run leaves a line in the file that `ACCEPTANCE_LEDGER` names, if it does."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ async def noop() -> None:
 
 
 def _note(ctx: Context) -> None:
-    path = os.environ.get("PENSTOCK_TEST_LEDGER")
+    path = os.environ.get("ACCEPTANCE_LEDGER")
     if path:
         # One write of a short line to a file opened for appending is never torn.
         with open(path, "a") as file:

@@ -1,0 +1,103 @@
+"""Producers: people and programs that put jobs on the log, change their minds, and sometimes write nonsense."""
+
+from __future__ import annotations
+
+import json
+
+from msgspec import Raw
+
+from penstock.schemas import events as ev
+from penstock.schemas.codec import encode_line
+from penstock.schemas.events import PRIORITIES
+from penstock.schemas.ids import partition_of
+from tests.sim.world import START_MS, World
+from tests.sim.writer import Writer
+
+GARBAGE = (
+    b"{not json", b"\xff\xfe", b'{"type":"Exploded","id":"x","job":"a"}', b'{"type":"Succeeded","id":1,"job":"a"}',
+    b"[" * 80 + b"]" * 80, b'"just a string"',
+)  # fmt: skip
+TYPES = ("resize", "report")
+
+
+class Producer:
+    """Everything it writes is decided at the start, from the seed; when it lands is another matter."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._writer = Writer(world, "producer", patient=True)
+        self._sent: list[ev.Enqueued] = []
+
+    def start(self) -> None:
+        weather = self.world.weather
+        for number in range(weather.jobs):
+            self.world.after(self.world.between(0, weather.storm_ms), lambda number=number: self._job(number))
+
+    def _job(self, number: int) -> None:
+        world, random = self.world, self.world.random
+        steps = [random.choice(("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")) for _ in range(3)] + ["ok"]
+        hangs = "hang" in steps
+        home = f"~h{random.randint(0, 3)}" if random.random() < 0.2 else ""
+        job_id = f"j{number}{home}"
+        event = ev.Enqueued(
+            id=f"enq.{job_id}",
+            job=job_id,
+            job_type=random.choice(TYPES),
+            priority=random.choice(PRIORITIES),
+            payload=Raw(json.dumps({"plan": steps, "ms": random.choice((5, 200, 3_000))}).encode()),
+            delay_ms=random.choice((0, 0, 0, 500, 5_000)),
+            run_at=START_MS + world.mono_ms + 3_000 if random.random() < 0.1 else 0,
+            expires_at=START_MS + world.mono_ms + random.choice((300, 8_000)) if random.random() < 0.15 else 0,
+            timeout_ms=4_000 if hangs else 0,
+            max_attempts=random.choice((1, 2, 5)),
+            backoff=ev.Backoff(kind=random.choice(("none", "fixed", "exponential")), base_ms=400, max_ms=3_000),
+        )
+        self._sent.append(event)
+        self._put(event, misrouted=world.chance(world.weather.odd_lines / 2))
+        if world.chance(world.weather.odd_lines):
+            self._odd(event)
+        if world.chance(world.weather.verbs):
+            world.after(world.between(0, 8_000), lambda: self._verb(event))
+
+    def _put(self, event: ev.Event, *, misrouted: bool = False) -> None:
+        count = self.world.names.partitions
+        right = partition_of(event.job, count)
+        number = (right + self.world.between(1, count - 1)) % count if misrouted else right
+        self._writer.put(number, [encode_line(event)])
+
+    def _odd(self, event: ev.Enqueued) -> None:
+        world, random = self.world, self.world.random
+        number = random.randrange(world.names.partitions)
+        kind = random.choice(("garbage", "again", "conflict", "forged", "stale"))
+        world.stats[f"odd {kind}"] += 1
+        if kind == "garbage":
+            self._writer.put(number, [random.choice(GARBAGE), b"", encode_line(event)])
+        elif kind == "again":
+            self._put(event, misrouted=random.random() < 0.5)
+        elif kind == "conflict":
+            other = ev.Enqueued(id=event.id, job=event.job, job_type="resize", payload=Raw(b'{"plan":["ok"],"ms":1}'))
+            world.after(world.between(0, 3_000), lambda: self._put(other))
+        elif kind == "forged":
+            lease = ev.Leased(
+                id=f"forged.{event.job}", job=event.job, worker="w0", attempt=1, lease_ms=1_000,
+                seen=random.choice((0, 1 << 15)), epoch=random.choice((-1, 0)),
+            )  # fmt: skip
+            world.after(world.between(0, 3_000), lambda: self._put(lease))
+        else:
+            done = ev.Succeeded(id=f"forged.{event.job}.s", job=event.job, lease=f"0.0.{random.randint(0, 9)}")
+            world.after(world.between(0, 3_000), lambda: self._put(done))
+
+    def _verb(self, event: ev.Enqueued) -> None:
+        world, random = self.world, self.world.random
+        about = {"job": event.job, "of": event.id, "not_after": world.now_ms + random.choice((500, 60_000))}
+        verb_id = f"verb.{random.getrandbits(40):x}"
+        verb: ev.Event
+        if random.random() < 0.6:
+            verb = ev.CancelRequested(id=verb_id, **about)
+        else:
+            verb = ev.RetryRequested(id=verb_id, attempts=random.choice((0, 1)), **about)
+        self._put(verb, misrouted=world.chance(world.weather.odd_lines / 3))
+        if random.random() < 0.3:
+            world.after(world.between(0, 10_000), lambda: self._put(verb))
+        if random.random() < 0.4:
+            world.after(world.between(500, 6_000), lambda: self._verb(event) if world.raining else None)

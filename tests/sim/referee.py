@@ -1,0 +1,204 @@
+"""Watches the log and nothing else: a second opinion on what every line may do, told in the plainest terms.
+
+The fold under test decides; the referee keeps its own small books from what was accepted (who leads, who holds which
+lease) and cries out when the fold accepts what those books forbid, or changes a job by a line it refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from msgspec import Struct
+
+from penstock.core.job import TERMINAL, Job
+from penstock.core.partition import Folded, PartitionFold
+from penstock.log.port import Record
+from penstock.schemas import events as ev
+from penstock.schemas.ids import partition_of
+from penstock.schemas.position import parse
+from tests.sim.world import World
+
+HOLDERS = (ev.Progressed, ev.Succeeded, ev.Failed, ev.Returned)
+ENDS = (ev.Succeeded, ev.Failed, ev.Returned, ev.LeaseExpired, ev.Cancelled)
+
+
+class Book(Struct):
+    """What the referee remembers of a job."""
+
+    lease: str = ""
+    fence: int = -1
+    leases: int = 0
+    seq: int = 0
+    cancel: bool = False
+    dead_since: int = -1
+
+
+class Referee:
+    """Folds every record the moment it stands on the log, one record a batch."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        count = world.names.partitions
+        self._rows: list[dict[bytes, bytes]] = [{} for _ in range(count)]
+        self.folds = [PartitionFold(number, count, self._rows[number].get) for number in range(count)]
+        self.digests: dict[tuple[int, int], str] = {}
+        self.books: dict[str, Book] = defaultdict(Book)
+        self.jobs: dict[str, Job] = {}
+        self.epochs = [-1] * count
+        self.lease_ids: set[str] = set()
+        self.misrouted: dict[str, int] = {}
+        """Origin of each misrouted line, and how many copies of it were taken in its partition."""
+        self.quarantined: set[tuple[int, int]] = set()
+        self.enqueued: set[str] = set()
+        """Keys of jobs that somebody put on the log, in whatever partition."""
+        world.on_job_record = self.take
+
+    def take(self, record: Record) -> None:
+        number, fold = record.partition, self.folds[record.partition]
+        for folded in fold.fold(record.offset, record.time_ms, record.append_time, record.value):
+            self._line(number, folded)
+        changes = fold.take_changes()
+        for row, data in changes.rows:
+            if data is None:
+                self._rows[number].pop(row, None)
+            else:
+                self._rows[number][row] = data
+        self.digests[number, record.offset + 1] = changes.digest.to_bytes(32, "big").hex()
+
+    def compare(self, number: int, offset: int, digest: str, who: str) -> None:
+        """A folder's digest of everything below ``offset`` must be this one's."""
+        if offset:
+            self.world.require(
+                self.digests[number, offset] == digest, f"{who} has another digest of partition {number} at {offset}"
+            )
+
+    def _line(self, number: int, folded: Folded) -> None:
+        world, event = self.world, folded.event
+        world.stats[f"{type(event).__name__ if event else 'line'} {folded.outcome}"] += 1
+        if folded.outcome != "duplicate":
+            world.note(f"{number}:{folded.position >> 15} {_told(folded)}")
+        if event is None:
+            self.quarantined.add((number, folded.position))
+            return
+        self._forwarded_copy(number, folded, event)
+        if folded.outcome == "misrouted":
+            self.misrouted[f"{number}:{folded.position >> 15}:{folded.position & 32767}"] = 0
+        if isinstance(event, ev.Enqueued) and folded.outcome in ("applied", "misrouted"):
+            self.enqueued.add(f"{event.tenant}/{event.job}")
+        if folded.outcome == "applied":
+            self._accepted(number, folded, event)
+        else:
+            self._refused(folded)
+
+    def _forwarded_copy(self, number: int, folded: Folded, event: ev.AnyEvent) -> None:
+        if not event.origin or folded.reason == "already forwarded":
+            return
+        source = parse(event.origin)
+        count = self.misrouted.get(event.origin)
+        self.world.require(count is not None, f"{event.origin} was forwarded and never misrouted")
+        self.world.require(partition_of(event.job, len(self.folds)) == number, f"{source} was forwarded to {number}")
+        self.misrouted[event.origin] = (count or 0) + 1
+        self.world.require(self.misrouted[event.origin] == 1, f"{event.origin} was taken twice")
+
+    def _refused(self, folded: Folded) -> None:
+        before, after = folded.before, folded.after
+        if before is after or before is None:
+            return
+        # Only the memory of verbs may change by a line that was refused.
+        same = after is not None and all(
+            getattr(before, name) == getattr(after, name) for name in before.__struct_fields__ if name != "verdicts"
+        )
+        self.world.require(same, lambda: f"a refused line changed a job: {_told(folded)}")
+
+    def _accepted(self, number: int, folded: Folded, event: ev.AnyEvent) -> None:
+        if isinstance(event, ev.LeaderAnnounced):
+            self.world.require(
+                event.supersedes == self.epochs[number], "an announcement superseded an epoch that is not the current one"
+            )
+            self.epochs[number] = folded.position
+            return
+        if event.leader_only:
+            self.world.require(
+                event.epoch == self.epochs[number], lambda: f"a line of one that does not lead: {_told(folded)}"
+            )
+        if isinstance(event, ev.JobEvent):
+            self._job(folded, event)
+
+    def _job(self, folded: Folded, event: ev.AnyEvent) -> None:
+        world, key, job = self.world, folded.key, folded.after
+        assert job is not None, "nobody forgets jobs here"
+        book = self.books[key]
+        told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
+        if isinstance(event, ev.Leased):
+            world.require(not book.lease, told("two valid leases"))
+            world.require(folded.position > book.fence, told("a fence went back"))
+            world.require(event.id not in self.lease_ids, told("a lease id came twice"))
+            world.require(event.seen == (folded.before.seen if folded.before else -1), told("a lease on an old state"))
+            self.lease_ids.add(event.id)
+            book.lease, book.fence, book.seq = event.id, folded.position, 0
+            book.leases += 1
+        elif isinstance(event, HOLDERS + ENDS):
+            world.require(book.lease == event.lease, told("a stale lease had an effect"))
+            if isinstance(event, ev.Progressed):
+                world.require(event.seq > book.seq, told("progress went back"))
+                book.seq = event.seq
+                world.require(job.seen == folded.before.seen if folded.before else False, told("progress moved seen"))
+        elif isinstance(event, ev.CancelRequested):
+            book.cancel = True
+        elif isinstance(event, ev.RetryRequested):
+            book.cancel = False
+            book.dead_since = -1
+        if isinstance(event, ENDS):
+            book.lease = ""
+            if book.cancel and not isinstance(event, ev.Succeeded):
+                world.require(job.state == "cancelled", told("a pending cancel was passed over"))
+            book.cancel = False
+        elif book.cancel and job.state != "active":
+            book.cancel = False
+        known = self.jobs.get(key)
+        world.require((job.state == "active") == bool(book.lease), told("active without a lease, or the reverse"))
+        world.require(0 <= job.attempt <= job.attempts_allowed, told("attempts out of bounds"))
+        world.require(known is None or job.time_ms >= known.time_ms, told("a job's time ran backwards"))
+        world.require(
+            known is None or known.state not in TERMINAL or known.state == job.state or isinstance(event, ev.RetryRequested),
+            told("a finished job began again"),
+        )
+        if job.state == "dead" and not job.dead_lettered:
+            book.dead_since = world.mono_ms
+        self.jobs[key] = job
+
+    # At the end
+
+    def unfinished(self) -> list[str]:
+        """What still stands open."""
+        found = [f"{key} is {job.state}" for key, job in self.jobs.items() if job.state not in TERMINAL]
+        found += [f"{key} is on no partition" for key in sorted(self.enqueued) if key not in self.jobs]
+        found += [
+            f"{key} is dead and has no dead letter"
+            for key, job in self.jobs.items()
+            if job.state == "dead" and not job.dead_lettered
+        ]
+        found += [f"misrouted line {origin} never arrived" for origin, copies in self.misrouted.items() if not copies]
+        found += [
+            f"partition {fold.partition} keeps {fold.state.misrouted} misrouted lines"
+            for fold in self.folds
+            if fold.state.misrouted
+        ]
+        noted = {
+            tuple(map(int, record.value.split(b":")))
+            for record in self.world.topics.read(self.world.names.quarantine, 0, 0, 10**6)
+        }
+        found += [f"refused line {place} was not noted" for place in sorted(self.quarantined - noted)]
+        return found
+
+
+def _told(folded: Folded) -> str:
+    event = folded.event
+    if event is None:
+        return f"refused line ({folded.reason})"
+    words = [type(event).__name__, event.job, event.id[-14:], folded.outcome]
+    if folded.outcome not in ("applied", "misrouted"):
+        words.append(f"({folded.reason})")
+    if folded.after is not None:
+        words.append(f"-> {folded.after.state} {folded.after.attempt}/{folded.after.attempts_allowed}")
+    return " ".join(words)
