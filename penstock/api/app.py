@@ -35,7 +35,6 @@ OPERATIONS: tuple[Operation, ...] = (
     *workers.OPERATIONS,
     *audit.OPERATIONS,
     *partitions.OPERATIONS,
-    *partitions.OPERATIONS,
     *health.OPERATIONS,
 )
 """All operations; the busiest first, for routes are tried in order."""
@@ -77,10 +76,10 @@ def _routes(operations: tuple[Operation, ...]) -> list[Route]:
     by_path: dict[str, list[Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, []).append(operation)
-    return [_route(path, *shared) for path, shared in by_path.items()]
+    return [_route(path, shared) for path, shared in by_path.items()]
 
 
-def _route(path: str, *operations: Operation) -> Route:
+def _route(path: str, operations: list[Operation]) -> Route:
     by_method = {operation.method: operation.endpoint for operation in operations}
     if "GET" in by_method:
         by_method["HEAD"] = by_method["GET"]

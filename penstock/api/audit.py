@@ -17,17 +17,34 @@ MAX_OFFSET = 1 << (55 - LINE_BITS)
 
 
 async def _ranges(deps: ApiDeps, asked: AuditQuery) -> dict[int, tuple[int, int]] | None:
+    offsets_given = asked.start is not None or asked.stop is not None
+    times_given = asked.since_ms is not None or asked.until_ms is not None
+    if offsets_given and times_given:
+        raise invalid([FieldError("since_ms", "since_ms, until_ms: times do not go with from and to")])
     if asked.partition is None:
-        if asked.start is not None or asked.stop is not None:
+        if offsets_given:
             raise invalid([FieldError("partition", "partition: from and to are offsets of one partition")])
-        return None
+        if not times_given:
+            return None
+        return {number: await _between(deps, number, asked) for number in range(deps.topics.partitions)}
     if asked.partition >= deps.topics.partitions:
         raise invalid([FieldError("partition", f"partition: there is no partition {asked.partition}")])
+    if times_given:
+        return {asked.partition: await _between(deps, asked.partition, asked)}
     bounds = await deps.log.bounds(deps.topics.jobs, asked.partition)
     start = bounds.start if asked.start is None else asked.start
     if start < bounds.start:
         raise invalid([FieldError("from", f"from: the log begins at offset {bounds.start}")])
     return {asked.partition: (start, MAX_OFFSET if asked.stop is None else asked.stop)}
+
+
+async def _between(deps: ApiDeps, partition: int, asked: AuditQuery) -> tuple[int, int]:
+    """Offsets of the records between two log times."""
+    log, topic = deps.log, deps.topics.jobs
+    bounds = await log.bounds(topic, partition)
+    start = bounds.start if asked.since_ms is None else await log.offset_at(topic, partition, asked.since_ms)
+    stop = bounds.end if asked.until_ms is None else await log.offset_at(topic, partition, asked.until_ms)
+    return start, max(start, stop)
 
 
 async def export_audit(request: Request) -> Response:

@@ -15,7 +15,7 @@ from penstock.client.requests import JobRequest, decode_request, invalid_field
 from penstock.core.job import State
 from penstock.projections.port import CountRow, JobView, QuarantinedItem
 from penstock.schemas.errors import InvalidField
-from penstock.schemas.events import Name
+from penstock.schemas.events import Name, TimeMs
 
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
@@ -115,11 +115,16 @@ class HistoryQuery(ReadQuery, frozen=True):
 
 
 class AuditQuery(Struct, frozen=True, rename={"start": "from", "stop": "to"}):
-    """One partition, or all; ``from`` and ``to`` (exclusive) are offsets and need ``partition``."""
+    """One partition, or all; ``from`` and ``to`` (exclusive) are offsets and need ``partition``.
+
+    ``since_ms`` and ``until_ms`` (exclusive) are log times, Unix ms, for one partition or all.
+    """
 
     partition: Annotated[int, Meta(ge=0)] | None = None
     start: Annotated[int, Meta(ge=0)] | None = None
     stop: Annotated[int, Meta(ge=0)] | None = None
+    since_ms: TimeMs | None = None
+    until_ms: TimeMs | None = None
 
 
 # Answers

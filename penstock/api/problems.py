@@ -157,4 +157,6 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
             "request_id": request.scope.get("penstock.request_id", ""),
         },
     )
-    return respond(request, PenstockError("An unexpected error; the service's log says more."))
+    # This answer is made outside of what gives every other one its request id.
+    headers = {"X-Request-ID": request.scope.get("penstock.request_id", "")}
+    return respond(request, PenstockError("An unexpected error; the service's log says more."), headers)

@@ -75,13 +75,13 @@ def on_log_or_server(
     """Read the log itself where that is possible, else ask the server.
 
     A cluster's log is read directly. An embedded log belongs to one process: while that runs, it is asked. ``--server``
-    always asks the server, ``--log`` always reads the log.
+    always asks the server, ``--log`` always reads the log, ``--data`` names the folder that must have one.
     """
     settings = cli.settings
     if "server" in cli.flags and "log" not in cli.flags:
         return on_server()
     must_read = "log" in cli.flags or not settings.is_embedded
-    if not must_read and not (settings.embedded_path / "log").is_dir():
+    if not must_read and "data" not in cli.flags and not (settings.embedded_path / "log").is_dir():
         return on_server()
 
     async def read() -> _T:

@@ -58,7 +58,7 @@ class Printer:
     def text(self, text: str) -> None:
         """A sentence for people; nothing when printing JSON."""
         if not self.json:
-            self._console.print(Text(text))
+            self._print(Text(text))
 
     def fields(self, rows: Iterable[tuple[str, Any]]) -> None:
         """Names and values, one pair a line."""
@@ -67,7 +67,7 @@ class Printer:
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, _cell(value))
-        self._console.print(table)
+        self._print(table)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "nothing") -> None:
         """Rows under headings; ``empty`` is said when there are none."""
@@ -77,9 +77,16 @@ class Printer:
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         if table.row_count:
-            self._console.print(table)
+            self._print(table)
         else:
-            self._console.print(Text(empty))
+            self._print(Text(empty))
+
+    def _print(self, what: Table | Text) -> None:
+        with self._console.capture() as captured:
+            self._console.print(what)
+        # Cells are padded to their column's width; spaces at the end help nobody.
+        lines = (line.rstrip() for line in captured.get().splitlines())
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _cell(value: Any) -> Text:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, cli_of
-from penstock.cli.folders import PROJECTION
 from penstock.cli.opening import existing_log
-from penstock.projections.rebuild import Rebuilt, rebuild_partition
-from penstock.projections.service import projection_store
 from penstock.schemas.errors import Conflict
 from penstock.state.partition_store import StoreIdentity
+
+if TYPE_CHECKING:
+    from penstock.projections.rebuild import Rebuilt
 
 
 def rebuild(
@@ -32,6 +32,8 @@ def rebuild(
     data: DataFolder = None,
 ) -> None:
     """Fold the whole log into a folder anew, and print the digests. An embedded log must not be in use."""
+    from penstock.cli.folders import PROJECTION
+
     cli = cli_of(ctx, output, log=log, data=data)
     folder = into or PROJECTION.path(cli.settings.data)
     if into is not None and into.exists() and any(into.iterdir()):
@@ -48,6 +50,10 @@ def rebuild(
 
 
 async def _rebuild(cli: Cli, folder: Path, *, replace: bool) -> list[Rebuilt]:
+    from penstock.cli.folders import PROJECTION
+    from penstock.projections.rebuild import rebuild_partition
+    from penstock.projections.service import projection_store
+
     target = folder.with_name(f"{folder.name}.rebuilding") if replace else folder
     async with existing_log(cli.settings) as (log, namespace):
         topics = namespace.topics

@@ -38,6 +38,9 @@ class PartitionProof:
     quarantined: int = 0
     state_digest: str = ""
     log_digest: str = ""
+    """Hash chain over the raw records; empty where only their lines are known."""
+    export_chain: str = ""
+    """Last hash of the export's chain, where the log was read through one."""
     compared: int = 0
     problems: list[str] = field(default_factory=list[str])
 

@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
-from penstock.cli.folders import ORCHESTRATOR, PROJECTION, StoredFold
 from penstock.cli.opening import on_log_or_server
 from penstock.cli.server_log import decode_exported, export_call, partition_statuses
 from penstock.cli.verification import Expected, PartitionProof, PartitionVerifier
@@ -76,13 +75,17 @@ def _print(cli: Cli, proofs: list[PartitionProof]) -> None:
             proof.refused,
             proof.quarantined,
             proof.state_digest[:16],
-            proof.log_digest[:16],
+            (proof.log_digest or proof.export_chain)[:16],
             proof.compared,
             "OK" if proof.ok else "MISMATCH",
         )
         for proof in proofs
     ]
     cli.printer.table(_COLUMNS, rows)
+    if not any(proof.compared for proof in proofs):
+        cli.printer.text(
+            "Nobody had recorded a digest to compare with: only two folds of the log were compared."
+        )
     for proof in proofs:
         for problem in proof.problems:
             cli.printer.text(f"partition {proof.partition}: {problem}")
@@ -128,6 +131,8 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
 
 def _recorded(log: Log, namespace: Namespace, data: Path, partition: int) -> tuple[list[Expected], list[str]]:
     """Digests that the folders hold, and what is wrong with the folders themselves."""
+    from penstock.cli.folders import ORCHESTRATOR, PROJECTION, StoredFold
+
     expected: list[Expected] = []
     damaged: list[str] = []
     for kind in (PROJECTION, ORCHESTRATOR):
@@ -159,7 +164,8 @@ def verify_server(cli: Cli) -> list[PartitionProof]:
     proofs = [verifiers[partition].finish() for partition in sorted(verifiers)]
     for proof in proofs:
         # An export has lines and not records, so its own chain stands for the log's.
-        proof.log_digest = report.final.get(str(proof.partition), "")
+        proof.log_digest = ""
+        proof.export_chain = report.final.get(str(proof.partition), "")
         if not report.ok:
             proof.problems.append(f"line {report.line} of the export: {report.problem}")
         elif report.header is not None and report.header.ranges[str(proof.partition)][0] > 0:

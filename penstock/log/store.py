@@ -84,10 +84,11 @@ def _options(tuning: Tuning, *, wal: bool) -> rocks.Options:
     return options
 
 
-def _read_options(stop: bytes | None) -> rocks.ReadOptions:
+def _read_options(stop: bytes | None) -> rocks.ReadOptions | None:
+    if stop is None:
+        return None
     options = rocks.ReadOptions()
-    if stop is not None:
-        options.set_iterate_upper_bound(stop)
+    options.set_iterate_upper_bound(stop)
     return options
 
 
@@ -135,8 +136,6 @@ class RocksBatch:
 class RocksFamily:
     """One column family. ``get`` and ``multi_get`` are RocksDB's own bound methods."""
 
-    __slots__ = ("_open_scans", "_rdict", "get", "multi_get")
-
     def __init__(
         self, rdict: rocks.Rdict, open_scans: weakref.WeakSet[Generator[tuple[bytes, bytes]]]
     ) -> None:
@@ -177,7 +176,9 @@ class RocksFamily:
         finally:
             del items
 
-    def _backward(self, start: bytes, stop: bytes | None, limit: int | None) -> Generator[tuple[bytes, bytes]]:
+    def _backward(
+        self, start: bytes, stop: bytes | None, limit: int | None
+    ) -> Generator[tuple[bytes, bytes]]:
         options = _read_options(stop)
         items = cast("Iterator[tuple[bytes, bytes]]", self._rdict.items(backwards=True, read_opt=options))
         count = 0
@@ -259,12 +260,12 @@ class Store:
             name: RocksFamily(self._db.get_column_family(name), self._scans) for name in families
         }
         self._write_options = rocks.WriteOptions()
-        self._write_options.disable_wal = not wal  # pyright: ignore[reportAttributeAccessIssue] a property
+        self._write_options.disable_wal = not wal  # pyright: ignore[reportAttributeAccessIssue] a property at run time, a method in its stub
         self._sync_options = rocks.WriteOptions()
         if wal:
             self._sync_options.sync = True
         else:
-            self._sync_options.disable_wal = True  # pyright: ignore[reportAttributeAccessIssue] a property
+            self._sync_options.disable_wal = True  # pyright: ignore[reportAttributeAccessIssue] a property at run time, a method in its stub
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ integers (see :mod:`penstock.schemas.position`).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
@@ -44,6 +44,12 @@ Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Short = Annotated[str, Meta(max_length=256)]
 
 NULL = Raw(b"null")
+
+# A field that may be left out, which is not the same as null. msgspec would refuse every body if it saw `Raw | None`.
+if TYPE_CHECKING:
+    BodyOrNone = Raw | None
+else:
+    BodyOrNone = Raw
 
 
 class Backoff(Struct, frozen=True, gc=False):
@@ -168,7 +174,8 @@ class Progressed(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     seq: Annotated[int, Meta(ge=1, lt=1 << 53)]
     percent: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
     message: Annotated[str, Meta(max_length=MAX_PROGRESS_MESSAGE_CHARS)] = ""
-    checkpoint: Raw | None = None
+    checkpoint: BodyOrNone = None
+    """Replaces the one before, and null takes it away; without one the last stays."""
 
 
 class Succeeded(JobEvent, frozen=True, kw_only=True, omit_defaults=True):

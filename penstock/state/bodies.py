@@ -7,7 +7,7 @@ body that is JSON null is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch, Family
@@ -48,9 +48,10 @@ class Bodies:
 
     def take(self, lines: Iterable[Folded]) -> None:
         """Keep the bodies of accepted lines; drop those of forgotten jobs."""
+        takers = self._takers
         for line in lines:
             if line.outcome == "applied":
-                take = _TAKERS.get(type(line.event))
+                take = takers.get(type(line.event))
                 if take is not None:
                     take(self, line)
 
@@ -115,10 +116,9 @@ class Bodies:
         for suffix in _SUFFIXES:
             self._pending[key + suffix] = None
 
-
-_TAKERS: dict[type, Callable[[Bodies, Folded], None]] = {
-    ev.Enqueued: Bodies._enqueued,  # pyright: ignore[reportPrivateUsage]
-    ev.Progressed: Bodies._progressed,  # pyright: ignore[reportPrivateUsage]
-    ev.Succeeded: Bodies._succeeded,  # pyright: ignore[reportPrivateUsage]
-    ev.Forgotten: Bodies._forgotten,  # pyright: ignore[reportPrivateUsage]
-}
+    _takers: ClassVar[dict[type, Callable[[Bodies, Folded], None]]] = {
+        ev.Enqueued: _enqueued,
+        ev.Progressed: _progressed,
+        ev.Succeeded: _succeeded,
+        ev.Forgotten: _forgotten,
+    }

@@ -7,7 +7,7 @@
 Time is the record's, in ms. An event is its type, optionally its id, and fields; what a row leaves out is filled in
 as a well-behaved writer would: the epoch in force, the job's `seen`, its lease, its `Enqueued`. `seen=#2` is the
 position of the story's second row, `not_after=+5` is 5 ms after the row's time. State `-` is no job. More: fields of
-the job afterwards. A refused event must leave the job's row as it was, but for the remembered verdicts of verbs.
+the job afterwards; `@x` is the hash of the body x. A refused event must leave the job's row as it was, but for the remembered verdicts of verbs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from penstock.core.job import Job
+from penstock.core.job import Job, body_hash
 from penstock.core.partition import Folded, PartitionFold
 from penstock.schemas.position import pack
 
@@ -64,9 +64,9 @@ class Story:
         assert found == (outcome, state), f"row {self.rows}: {text.strip()!r} gave {found}: {folded.reason}"
         for check in more.split():
             name, _, wanted = check.partition("=")
-            assert str(getattr(after, name)) == wanted, (
-                f"row {self.rows}: {name} is {getattr(after, name)!r}: {text}"
-            )
+            value = getattr(after, name)
+            same = value == body_hash(wanted[1:].encode()) if wanted[:1] == "@" else str(value) == wanted
+            assert same, f"row {self.rows}: {name} is {value!r}: {text}"
         if outcome != "applied":
             assert folded.reason
             assert _without_verdicts(before) == _without_verdicts(after), (
@@ -126,7 +126,7 @@ def _set(line: dict[str, Any], name: str, value: str, time_ms: int) -> None:
         line[name] = pack(EPOCH_OFFSET + int(value[1:]), 0)
     elif value.startswith("+"):
         line[name] = time_ms + int(value[1:])
-    elif value in ("true", "false") or value.lstrip("-").isdigit():
+    elif value in ("true", "false", "null") or value.lstrip("-").isdigit():
         line[name] = json.loads(value)
     else:
         line[name] = value

@@ -143,6 +143,15 @@ STORIES = {
         6   | Leased L2                                   | applied   | active | progress_seq=0
         7   | Progressed seq=1                            | applied   | active | progress_seq=1
         """,
+    "a checkpoint stays until the next one, through every attempt": ACTIVE
+    + """
+        2   | Progressed checkpoint=17 | applied | active | checkpoint_hash=@17
+        3   | Progressed percent=9     | applied | active | checkpoint_hash=@17
+        4   | LeaseExpired X           | applied | ready  | checkpoint_hash=@17
+        5   | Leased L2                | applied | active | checkpoint_hash=@17
+        6   | Progressed checkpoint=18 | applied | active | checkpoint_hash=@18
+        7   | Progressed checkpoint=null | applied | active | checkpoint_hash=@null
+        """,
     "the same job asked for twice": """
         0   | Enqueued E               | applied   | ready |
         1   | Enqueued E               | duplicate | ready |

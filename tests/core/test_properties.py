@@ -48,7 +48,8 @@ def _leader(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dic
         "type": kind, "id": f"L{number}", "epoch": epoch,
         "seen": draw(st.integers(-1, 99)) if stale or not job else job.seen,
         "lease": draw(st.sampled_from(["L1", "L2", "L3", "x"])) if stale or not job else job.lease,
-        "worker": "w", "attempt": 1, "lease_ms": 5, "reason": draw(st.sampled_from(["silent", "timeout", "superseded"])),
+        "worker": "w", "attempt": 1, "lease_ms": 5,
+        "reason": draw(st.sampled_from(["silent", "timeout", "superseded"])),
         "refund": draw(st.booleans()),
     }  # fmt: skip
 
@@ -62,7 +63,8 @@ def _holder(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dic
     line = {"type": kind, "id": f"{lease}.{kind}.{draw(st.integers(0, 2))}", "lease": lease, "error": error}
     line["seq"] = draw(st.integers(1, 5))
     if draw(st.booleans()):
-        line |= {"percent": draw(st.floats(0, 100)), "retry_after_ms": draw(st.sampled_from([0, 7]))}
+        line |= {"percent": draw(st.floats(0, 100)), "checkpoint": [number]}
+        line["retry_after_ms"] = draw(st.sampled_from([0, 7]))
     return line
 
 
@@ -81,7 +83,7 @@ def _verb(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[
 
 def _enqueued(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
     return {
-        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "t", "u"])), 
+        "type": "Enqueued", "job_type": draw(st.sampled_from(["t", "t", "t", "u"])),
         "max_attempts": draw(st.integers(1, 3)),
         "delay_ms": draw(st.sampled_from([0, 0, 10])), "id": draw(st.sampled_from(["", "E1", "E2"])),
         "payload": draw(st.sampled_from([None, {"a": [1, "é"]}])), "request_hash": draw(st.sampled_from(["", "h"])),
@@ -119,7 +121,7 @@ def _writer(draw: Any, job: Job | None) -> Any:
 
 @st.composite
 def logs(draw: st.DrawFn, records: int = 25) -> list[Record]:
-    """Records as they might stand on a log: mostly what writers who look would write; some stale, doubled, late, broken."""
+    """Records as they might stand on a log: mostly what writers who look would write; some stale or broken."""
     fold = PartitionFold(HERE, PARTITIONS, lambda _: None)
     written: list[bytes] = []
     found: list[Record] = []
@@ -314,7 +316,8 @@ def test_a_poison_line_stops_nothing_behind_it(log: list[Record], poison: list[b
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )  # fmt: skip
 
 

@@ -89,7 +89,9 @@ async def test_a_topic_that_takes_less_fails_only_the_large_line(log: MemoryLog)
     written = log.topics.read("small", 0, 0)
     assert b"\n".join(record.value for record in written).split(b"\n") == [*given[0], *given[2]]
     assert isinstance(outcomes[0], list)
-    assert [written[position.offset].value.split(b"\n")[position.line_no] for position in outcomes[0]] == given[0]
+    assert [
+        written[position.offset].value.split(b"\n")[position.line_no] for position in outcomes[0]
+    ] == given[0]
 
 
 async def test_an_unknown_write_is_repeated_with_the_same_lines(log: MemoryLog) -> None:

@@ -36,6 +36,11 @@ async def fill(path: Path, count: int, *, size: int = 400) -> None:
         await asyncio.gather(*(log.append("jobs", n % 3, b"%06d" % n + b"x" * size) for n in range(count)))
 
 
+async def open_and_read_all(path: Path) -> None:
+    async with EmbeddedLog(path) as log:
+        await read(log, {("jobs", number): 0 for number in range(3)})
+
+
 def wal_of(path: Path) -> Path:
     return max((path / "log").glob("*.log"))
 
@@ -72,7 +77,9 @@ async def test_kill_in_mid_append_loses_nothing_acknowledged(tmp_path: Path) -> 
     for record in sorted(records, key=lambda record: (record.partition, record.offset)):
         life, writer, number, filler = record.value.split(b":")
         assert filler == b"x" * (int(number) * 37 % 5_000), "half a record"
-        assert int(number) == last.get(life + writer, -1) + 1, "a writer's records are in order, without a gap"
+        assert int(number) == last.get(life + writer, -1) + 1, (
+            "a writer's records are in order, without a gap"
+        )
         last[life + writer] = int(number)
 
 
@@ -262,9 +269,7 @@ async def test_a_flipped_byte_in_a_table_is_an_error_and_not_an_end(
     flip(table, 0.3)
     monkeypatch.setattr(store_module, "_caches", {})  # else the sound blocks are still in the process's cache
     with pytest.raises(LogCorrupt):
-        async with EmbeddedLog(tmp_path) as log:
-            for number in range(3):
-                await read(log, {("jobs", number): 0})
+        await open_and_read_all(tmp_path)
 
 
 async def test_a_record_whose_own_checksum_fails_is_an_error(tmp_path: Path) -> None:

@@ -39,9 +39,7 @@ class Model:
             for job in self.jobs.values()
             if state in ("", job.state) and queue in ("", job.queue) and job_type in ("", job.job_type)
         ]
-        return [
-            job.id for job in sorted(found, key=lambda job: (job.created_at_ms, job.id), reverse=True)
-        ]
+        return [job.id for job in sorted(found, key=lambda job: (job.created_at_ms, job.id), reverse=True)]
 
     def counts(self) -> dict[tuple[str, str, str, str], int]:
         return dict(Counter((job.state, job.queue, job.pool, job.job_type) for job in self.jobs.values()))

@@ -214,9 +214,7 @@ def test_a_refunded_lease_is_no_error_and_an_expired_job_is_one() -> None:
     writer, one = Writer(), OnePartition()
     writer.enqueue("a", expires_at=writer.time_ms + 10)
     lease = writer.lease("a")
-    writer.write(
-        ev.LeaseExpired(id="x", job="a", epoch=0, lease=lease, reason="superseded", refund=True)
-    )
+    writer.write(ev.LeaseExpired(id="x", job="a", epoch=0, lease=lease, reason="superseded", refund=True))
     writer.end_record()
     job = writer.job("a")
     assert job is not None
@@ -263,7 +261,10 @@ def test_a_zombie_leaders_line_stands_in_the_history_of_its_job() -> None:
     one.fold(writer.records)
     page = one.reads.history("default", "a", 10, "")
     assert page is not None
-    assert [(item.type, item.outcome) for item in page.items] == [("Enqueued", "applied"), ("Leased", "stale")]
+    assert [(item.type, item.outcome) for item in page.items] == [
+        ("Enqueued", "applied"),
+        ("Leased", "stale"),
+    ]
     assert page.items[1].reason == "written by one that does not lead"
 
 

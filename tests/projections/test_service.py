@@ -233,6 +233,7 @@ async def test_waiters_who_give_up_are_forgotten(topics: Topics, tmp_path: Path)
             for _ in range(500):
                 with pytest.raises(ReadBehind):
                     await service.wait({0: Position(0, 1_000_000, 0)}, 0)
+            await asyncio.sleep(0)
             assert len(part.waiters) == 0
             assert len(part.waiters._heap) < 200  # pyright: ignore[reportPrivateUsage]  # as above
             patient = asyncio.create_task(service.wait({0: Position(0, 0, 0)}, WAIT_MS))

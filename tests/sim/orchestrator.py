@@ -231,7 +231,11 @@ class OrchestratorProcess:
             self._forwarded.append(forward)
             self.wake()
 
-        self._writer.put(forward.target, forward.lines, landed)
+        def again() -> None:
+            self.world.after(1_000, partial(self._forward, forward))
+
+        if self._writer.alive:
+            self._writer.put(forward.target, forward.lines, landed, again)
 
     # For whoever looks at the end
 

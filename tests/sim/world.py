@@ -63,6 +63,8 @@ class World:
         self.raining = True
         self.steps = 0
         self.stats: Counter[str] = Counter()
+        self.runs: Counter[str] = Counter()
+        """How often each job's handler was started."""
         self.trace: deque[tuple[int, str]] = deque(maxlen=40)
         self.names = Topics("sim", partitions=weather.partitions, work_partitions=4, worker_partitions=2)
         self.topics = SimTopics(self)

@@ -56,7 +56,9 @@ def whole(store: PartitionStore) -> object:
 
 
 @given(ops, cuts)
-def test_what_is_stored_does_not_depend_on_when_it_is_committed(played: list[Op], commit_after: list[int]) -> None:
+def test_what_is_stored_does_not_depend_on_when_it_is_committed(
+    played: list[Op], commit_after: list[int]
+) -> None:
     records = Writer().play(played)
     one_by_one, batched = in_memory(), in_memory()
     fold_all(one_by_one, records)

@@ -102,7 +102,9 @@ class Writer:
         lease = self.lease(job_id)
         self.write(ev.Succeeded(id=f"{lease}.s", job=job_id, lease=lease, result=Raw(result)))
 
-    def fail(self, job_id: str, code: str = "boom", *, retryable: bool = True, details: bytes = b"null") -> None:
+    def fail(
+        self, job_id: str, code: str = "boom", *, retryable: bool = True, details: bytes = b"null"
+    ) -> None:
         """Lease a job and let it fail."""
         lease = self.lease(job_id)
         error = ev.JobError(code, f"{code} happened", Raw(details), retryable)
@@ -172,9 +174,7 @@ class Writer:
         )
 
     def _verb(self, kind: type[ev.Verb], job_id: str) -> None:
-        self.write(
-            kind(id=self._id("verb"), job=job_id, of=f"enq.{job_id}", not_after=self.time_ms + 60_000)
-        )
+        self.write(kind(id=self._id("verb"), job=job_id, of=f"enq.{job_id}", not_after=self.time_ms + 60_000))
 
     def _cancel(self, job_id: str, variant: int) -> None:
         self._verb(ev.CancelRequested, job_id)

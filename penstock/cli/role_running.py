@@ -1,0 +1,123 @@
+"""What each role's command runs, once its settings are known.
+
+Apart from the commands, so that those which only ask a server do not load what a server is made of.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from penstock.cli import composition
+from penstock.cli.roles import Service, run
+from penstock.cli.settings import Settings
+from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
+from penstock.projections.remote import RemoteReadModel
+from penstock.workers.app import App
+from penstock.workers.loading import load_apps
+
+DEV_WORKER = "dev"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run_dev(settings: Settings) -> None:
+    """Everything in one process."""
+    tasks = load_apps(settings.app)
+    address = ""
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        nonlocal address
+        opened = await composition.start_log(stack, settings)
+        orchestrator = await composition.start_orchestrator(stack, settings, opened, alone=True)
+        projection = await composition.start_projection(stack, settings, opened)
+        service, parts = await composition.start_api(stack, settings, opened, projection)
+        address = service.address
+        worker = (
+            [await start_log_worker(stack, settings, opened, tasks, name=DEV_WORKER)] if len(tasks) else []
+        )
+        return [opened.watch, orchestrator, projection, *parts, *worker]
+
+    def on_ready() -> None:
+        _say(
+            f"Penstock is ready.\n"
+            f"  API       {address}/api/v1\n"
+            f"  docs      {address}/docs\n"
+            f"  metrics   {address}/metrics\n"
+            f"  data      {settings.data}\n"
+            f"  handlers  {_names(tasks) or 'none (--app MODULE runs some)'}\n"
+            f"Ctrl-C stops it."
+        )
+
+    run(compose, on_ready=on_ready)
+
+
+def _names(tasks: App) -> str:
+    return ", ".join(sorted(task.name for task in tasks))
+
+
+def run_api(settings: Settings) -> None:
+    """The API, its gateway, and a read model that asks projection processes."""
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        opened = await composition.start_log(stack, settings)
+        reads = await stack.enter_async_context(RemoteReadModel(opened.log, opened.namespace.topics))
+        service, parts = await composition.start_api(stack, settings, opened, reads)
+        _say(f"API on {service.address}")
+        return [opened.watch, reads, *parts]
+
+    run(compose)
+
+
+def run_orchestrator(settings: Settings) -> None:
+    """An orchestrator, with its health where that is wanted."""
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        opened = await composition.start_log(stack, settings)
+        role = await composition.start_orchestrator(stack, settings, opened)
+        health = await composition.start_health(
+            stack, settings, "orchestrator", *composition.orchestrator_health(role)
+        )
+        _say(f"orchestrator {role.name} is running")
+        return [opened.watch, role, *health]
+
+    run(compose)
+
+
+def run_projection(settings: Settings) -> None:
+    """A projection and the server that answers for it."""
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        opened = await composition.start_log(stack, settings)
+        reads = await composition.start_projection(stack, settings, opened)
+        server = await composition.start_read_server(stack, settings, opened, reads)
+        health = await composition.start_health(
+            stack, settings, "projection", *composition.projection_health(reads)
+        )
+        _say(f"projection answers on {server.address}")
+        return [opened.watch, reads, server, *health]
+
+    run(compose)
+
+
+def run_worker(settings: Settings, *, over_http: bool) -> None:
+    """Handlers, on the log or through a server."""
+    tasks = load_apps(settings.app)
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        parts: list[Service] = []
+        if over_http:
+            role = await start_http_worker(stack, settings, tasks)
+        else:
+            opened = await composition.start_log(stack, settings)
+            role = await start_log_worker(stack, settings, opened, tasks)
+            parts.append(opened.watch)
+        health = await composition.start_health(stack, settings, "worker", *worker_health(role))
+        _say(f"worker {role.profile.worker} runs {_names(tasks)}")
+        return [*parts, role, *health]
+
+    run(compose)
