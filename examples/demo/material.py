@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image, ImageFilter, ImageOps
 
 SEED = 1882
-PICTURES = 12
+PICTURES = 24
 SIZES = ((2400, 1600), (1920, 1280), (3000, 2000))
 COLOURS = (("#001b3a", "#ff7b00"), ("#0b3d2e", "#f2e8c9"), ("#2b0f3a", "#9be7ff"), ("#3a0d0d", "#ffd166"))
 VIEWS = ((-2.0, -1.0, 1.0, 1.0), (-0.78, 0.08, -0.69, 0.14), (-1.80, -0.04, -1.68, 0.04))
@@ -36,19 +36,20 @@ def draw_pictures(folder: Path) -> list[Path]:
     folder.mkdir()
     random.seed(SEED)
     paths: list[Path] = []
+    greys = [
+        *(Image.effect_mandelbrot((900, 600), view, 60) for view in VIEWS),
+        _clouds(),
+        _clouds(),
+        _clouds(),
+    ]
     for number in range(PICTURES):
-        size = SIZES[number % len(SIZES)]
-        grey = _mandelbrot(number) if number % 2 == 0 else _clouds()
-        dark, light = COLOURS[number % len(COLOURS)]
-        picture = ImageOps.colorize(ImageOps.autocontrast(grey), dark, light).resize(size)
-        path = folder / f"{'fractal' if number % 2 == 0 else 'clouds'}-{number:02}.jpg"
-        picture.save(path, quality=90)
+        kind = number % len(greys)
+        dark, light = COLOURS[number // len(greys) % len(COLOURS)]
+        picture = ImageOps.colorize(ImageOps.autocontrast(greys[kind]), dark, light)
+        path = folder / f"{'fractal' if kind < len(VIEWS) else 'clouds'}-{number:02}.jpg"
+        picture.resize(SIZES[number % len(SIZES)]).save(path, quality=90)
         paths.append(path)
     return paths
-
-
-def _mandelbrot(number: int) -> Image.Image:
-    return Image.effect_mandelbrot((900, 600), VIEWS[number // 2 % len(VIEWS)], 60)
 
 
 def _clouds() -> Image.Image:

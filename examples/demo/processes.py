@@ -88,7 +88,9 @@ class Processes:
                 client.counts()
             except PenstockError as error:
                 if time.monotonic() > deadline:
-                    raise DemoFailed(f"the server is not ready after {START_TIMEOUT_S:.0f} s: {error}") from error
+                    raise DemoFailed(
+                        f"the server is not ready after {START_TIMEOUT_S:.0f} s: {error}"
+                    ) from error
                 time.sleep(0.05)
             else:
                 return
@@ -106,7 +108,9 @@ class Processes:
             check=False,
         )
         if done.returncode:
-            raise DemoFailed(f"`{shown(arguments)}` exited with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise DemoFailed(
+                f"`{shown(arguments)}` exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def _stop(self, name: str, process: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,8 @@ from penstock import Context, task
 
 ROWS_A_CHECKPOINT = 1_000
 PAUSE_A_CHECKPOINT_S = 0.25
-"""What a real report would wait for its database; here it leaves time to watch, and to be killed."""
+PAUSE_A_THUMBNAIL_S = 0.05
+"""What real jobs would wait for a database or a network; here they leave time to watch, and to be killed."""
 
 
 class Picture(BaseModel):
@@ -29,7 +30,7 @@ def thumbnails(picture: Picture, ctx: Context) -> dict[str, Any]:
     made: list[str] = list(ctx.checkpoint or [])
     with Image.open(picture.path) as image:
         for width in picture.widths[len(made) :]:
-            ctx.raise_if_cancelled()
+            ctx.sleep(PAUSE_A_THUMBNAIL_S)
             target = picture.folder / f"{picture.path.stem}-{width}.jpg"
             small = image.convert("RGB").resize(
                 (width, width * image.height // image.width), Image.Resampling.LANCZOS

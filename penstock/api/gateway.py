@@ -156,6 +156,7 @@ class RemoteWorker:
             return []
         fetch = Fetch(types, most)
         self._parked.append(fetch)
+        self.wants(types)
         self._resize()
         try:
             await asyncio.wait({fetch.granted}, timeout=wait_ms / 1_000)

@@ -143,7 +143,7 @@ async def start_api(
     # Before the server stops: it waits for open requests, and a parked fetch would hold it up.
     stack.callback(gateway.stop)
     assert registry.failure is not None
-    return service, [Part(registry.failure), service]
+    return service, [Part(registry.failure), Part(gateway.failure), service]
 
 
 async def start_health(

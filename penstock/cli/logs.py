@@ -11,6 +11,7 @@ import msgspec
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _NOISY = ("aiokafka", "httpx", "httpcore", "asyncio", "uvicorn.error")
+HANDLER_NAME = "penstock"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -55,11 +56,12 @@ class TextFormatter(logging.Formatter):
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Log to ``stream`` (stderr) from ``level`` on, as ``text`` or ``json``. Replaces what was set up before."""
+    """Log to ``stream`` (stderr) from ``level`` on, as ``text`` or ``json``. Replaces what it set up before."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.set_name(HANDLER_NAME)
     root = logging.getLogger()
-    for old in list(root.handlers):
+    for old in [known for known in root.handlers if known.get_name() == HANDLER_NAME]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.client.idgen import new_id
-from penstock.client.requests import request_fields
-from penstock.core.job import TERMINAL
+from penstock.client.requests import fields_of, request_fields
+from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
 
@@ -151,17 +151,6 @@ class Calls:
             result.items.extend({**item, "index": before + item["index"]} for item in answer["items"])
         return result
 
-    def cancel(self, job_id: str, reason: str) -> Generator[Any, Any, Json]:
-        """See :meth:`penstock.client.http.Client.cancel`."""
-        # The id of the wish is made here, so that a repeat of the call is the same wish.
-        body = msgspec.json.encode({"id": new_id(), "reason": reason})
-        return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/cancel", body=body)))
-
-    def retry(self, job_id: str, attempts: int) -> Generator[Any, Any, Json]:
-        """See :meth:`penstock.client.http.Client.retry`."""
-        body = msgspec.json.encode({"id": new_id(), "attempts": attempts})
-        return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/retry", body=body)))
-
     # Reading
 
     def get(self, job_id: str) -> Generator[Any, Any, Json]:
@@ -277,8 +266,7 @@ def bulk_bodies(requests: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     lines: list[bytes] = []
     size_bytes = 0
     for request in requests:
-        rest = {name: value for name, value in request.items() if name not in ("type", "payload")}
-        fields = request_fields(str(request.get("type", "")), request.get("payload"), rest)
+        fields = fields_of(request)
         fields.setdefault("id", new_id())
         line = msgspec.json.encode(fields)
         if lines and (len(lines) >= BULK_LINES or size_bytes + len(line) >= BULK_BYTES):

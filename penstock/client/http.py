@@ -122,14 +122,6 @@ class Client:
         """The job once it has ended. Raises TimeoutError, JobNotFound."""
         return self._run(self._calls.wait(job_id, timeout_ms))
 
-    def cancel(self, job_id: str, reason: str = "") -> Json:
-        """Ask to stop a job; returns it as it then is. Raises JobNotFound, Conflict."""
-        return self._run(self._calls.cancel(job_id, reason))
-
-    def retry(self, job_id: str, attempts: int = 0) -> Json:
-        """Run an unsuccessful job again, with ``attempts`` more attempts (0: as many as at first). Raises Conflict."""
-        return self._run(self._calls.retry(job_id, attempts))
-
     def counts(self) -> Any:
         """Exact numbers of jobs by state, queue, pool and type."""
         return self._run(self._calls.resource("counts"))
@@ -250,14 +242,6 @@ class AsyncClient:
     async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """As :meth:`Client.wait`."""
         return await self._run(self._calls.wait(job_id, timeout_ms))
-
-    async def cancel(self, job_id: str, reason: str = "") -> Json:
-        """As :meth:`Client.cancel`."""
-        return await self._run(self._calls.cancel(job_id, reason))
-
-    async def retry(self, job_id: str, attempts: int = 0) -> Json:
-        """As :meth:`Client.retry`."""
-        return await self._run(self._calls.retry(job_id, attempts))
 
     async def counts(self) -> Any:
         """As :meth:`Client.counts`."""

@@ -233,6 +233,12 @@ def request_fields(
     return fields
 
 
+def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`request_fields` of one mapping with ``type``, ``payload`` and options."""
+    options = {name: value for name, value in request.items() if name not in ("type", "payload")}
+    return request_fields(str(request.get("type", "")), request.get("payload"), options)
+
+
 def _plain(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if callable(dump):

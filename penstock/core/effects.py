@@ -38,14 +38,15 @@ def body_hash(body: Raw | bytes) -> bytes:
 
 
 def request_hash(event: ev.Enqueued) -> str:
-    """Identity of what was asked for, when the writer gave none: all fields but those of the envelope that vary by sending.
+    """Identity of what was asked for, when the writer gave none: all fields but those of the envelope that vary
+    by sending.
 
     Every field stands in it, default or not, in msgpack: one way to write it, on every version of Python and msgspec.
     """
     asked = (
-        event.job, event.tenant, event.job_type, event.queue, event.pool, event.priority, bytes(event.payload), event.tags,
-        bytes(event.metadata), event.run_at, event.delay_ms, event.timeout_ms, event.expires_at, event.max_attempts,
-        event.backoff, sorted(event.sealed.items()) if event.sealed else (),
+        event.job, event.tenant, event.job_type, event.queue, event.pool, event.priority, bytes(event.payload),
+        event.tags, bytes(event.metadata), event.run_at, event.delay_ms, event.timeout_ms, event.expires_at,
+        event.max_attempts, event.backoff, sorted(event.sealed.items()) if event.sealed else (),
     )  # fmt: skip
     return sha256(_encode(asked)).hexdigest()[:32]
 

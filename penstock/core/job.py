@@ -2,13 +2,15 @@
 
 Rules of the machine:
 
-1. Every event is a *proposal*. :func:`apply` accepts it and returns the job's next state, or refuses it and returns why.
-   It looks at nothing but the job, the event and the line's place and time, so all who fold the same lines agree.
+1. Every event is a *proposal*. :func:`apply` accepts it and returns the job's next state, or refuses it and
+   returns why. It looks at nothing but the job, the event and the line's place and time, so all who fold the same
+   lines agree.
 2. :data:`TRANSITIONS` is the whole of what is legal. A job state that is not a key of an event's row refuses the event;
    an accepted event leads to one of the states listed. The documentation's diagram is drawn from this table.
-3. Whoever decides on a state says on which. Holder events (``Progressed``, ``Succeeded``, ``Failed``, ``Returned``) name
-   the lease. A leader's name the lease, or ``seen``: the position of the job's last accepted change, and carry
-   its epoch (checked in :mod:`penstock.core.partition`). Verbs name the ``Enqueued`` they mean. A mismatch is ``stale``.
+3. Whoever decides on a state says on which. Holder events (``Progressed``, ``Succeeded``, ``Failed``,
+   ``Returned``) name the lease. A leader's name the lease, or ``seen``: the position of the job's last accepted
+   change, and carry its epoch (checked in :mod:`penstock.core.partition`). Verbs name the ``Enqueued`` they mean.
+   A mismatch is ``stale``.
 4. An event id that was already accepted is a ``duplicate``: no effect.
 5. Attempts are counted at ``Leased``. What gives a job back before it could fail gives the attempt back too.
 6. A job's time never runs backwards: it is the later of its last time and the record's.

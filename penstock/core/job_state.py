@@ -39,8 +39,8 @@ class Verdict(Struct, array_like=True, frozen=True, gc=False):
 class Job(Struct, array_like=True, kw_only=True, gc=False):
     """Everything the fold knows of a job. Bodies stand here by SHA-256 of their bytes as written.
 
-    Encoded (msgpack, fields in this order) this is the row that state digests cover: only ever append fields, with defaults.
-    Treat as immutable: :func:`apply` returns a changed copy.
+    Encoded (msgpack, fields in this order) this is the row that state digests cover: only ever append fields,
+    with defaults. Treat as immutable: :func:`apply` returns a changed copy.
     """
 
     id: str
@@ -99,7 +99,8 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
     verdicts: tuple[Verdict, ...] = ()
     last_run_ms: int = 0
     refunds: int = 0
-    """Attempts given back in a row because their holder vanished before it started; bounds a job that kills its workers."""
+    """Attempts given back in a row because their holder vanished before it started; bounds a job that kills its
+    workers."""
 
     @property
     def key(self) -> str:

@@ -1,11 +1,12 @@
 """Folding one partition of the jobs log: from raw records to the state of its jobs, and the digest that proves it.
 
 :class:`PartitionFold` is what everybody runs: orchestrators to decide, projections to answer, ``verify`` to compare. It
-reads nothing but the partition's own lines and its own rows. Rows are bytes under bytes, so that the digest (the sum, mod
-2^256, of SHA-256 over every row) is the same in every folder at the same offset, however the lines were batched.
+reads nothing but the partition's own lines and its own rows. Rows are bytes under bytes, so that the digest (the
+sum, mod 2^256, of SHA-256 over every row) is the same in every folder at the same offset, however the lines were
+batched.
 
-Rows: ``p`` the partition itself; ``j`` + job key, a :class:`~penstock.core.job.Job`; ``m`` + position, a line that belongs
-to another partition and waits to be forwarded; ``q`` + position, a line that could not be decoded.
+Rows: ``p`` the partition itself; ``j`` + job key, a :class:`~penstock.core.job.Job`; ``m`` + position, a line
+that belongs to another partition and waits to be forwarded; ``q`` + position, a line that could not be decoded.
 
 How a line goes: decode (else quarantined) → rules in force → leader's epoch → right partition (else misrouted) →
 :func:`penstock.core.job.apply`. One refused line never stops what is behind it.

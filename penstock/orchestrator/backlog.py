@@ -94,15 +94,19 @@ class Backlog:
         )
         self._turn += 1
         share = max(1, -(-limit // max(1, len(lanes))))
+        # A job that came back may stand in a window twice, at its head and where it was read from the store.
+        chosen: set[str] = set()
         while queue and len(found) < limit:
             lane = queue.popleft()
-            got = self._take_from(lane, min(share, limit - len(found)), taken)
+            got = self._take_from(lane, min(share, limit - len(found)), taken, chosen)
             if got:
                 found.extend(got)
                 queue.append(lane)
         return found
 
-    def _take_from(self, lane: Lane, limit: int, taken: Callable[[str], bool]) -> list[Job]:
+    def _take_from(
+        self, lane: Lane, limit: int, taken: Callable[[str], bool], chosen: set[str]
+    ) -> list[Job]:
         window = self._windows.get(lane)
         found: list[Job] = []
         if window is None:
@@ -113,11 +117,12 @@ class Backlog:
             if not window.entries:
                 break
             order, key = window.entries.popleft()
-            if taken(key):
+            if key in chosen or taken(key):
                 continue
             job = self._job(key)
             if job is not None and job.state == "ready" and job.order == order and lane_of(job) == lane:
                 found.append(job)
+                chosen.add(key)
         if not self._has(window):
             del self._windows[lane]
         return found

@@ -57,13 +57,13 @@ class Courier:
         out.deliveries[job.priority, session.route, session.worker].append(delivery)
 
     def lease_gone(
-        self, session: Session, job_id: str, tenant: str, lease: str, reason: GoneReason, out: Outputs
+        self, session: Session, incarnation: str, job_id: str, tenant: str, lease: str, reason: GoneReason, out: Outputs
     ) -> None:
-        """Tell a worker that it does not hold a lease (any more)."""
+        """Tell an incarnation of a worker, perhaps not the newest, that it does not hold a lease (any more)."""
         if session.seq >= 0:
             signal = LeaseGone(
                 worker=session.worker,
-                incarnation=session.incarnation,
+                incarnation=incarnation,
                 via=session.via,
                 job=job_id,
                 tenant=tenant,

@@ -17,6 +17,12 @@ SILENT_MS = 5_000
 
 FORGET_MS = 120_000
 
+SHORTEST_LEASE_MS, LONGEST_LEASE_MS = 1_000, 86_400_000
+"""What a worker may ask for."""
+
+MAX_NAME_CHARS = 256
+"""As on the jobs log."""
+
 URGENT_RANKS = 2
 """Critical and high."""
 
@@ -29,7 +35,7 @@ class Session:
 
     __slots__ = (
         "busy", "concurrency", "credits", "heard_ms", "host", "incarnation", "key", "lease_ms", "leases", "leaving",
-        "pool", "proposed", "route", "seq", "types", "version",
+        "pool", "proposed", "route", "seq", "surplus", "types", "version", "yielding",
     )  # fmt: skip
 
     def __init__(self, key: SessionKey) -> None:
@@ -45,9 +51,13 @@ class Session:
         self.heard_ms = 0
         self.leaving = False
         self.busy = 0
-        self.leases: dict[LeaseKey, None] = {}
-        """Accepted leases, by partition and job key, oldest first."""
+        self.leases: dict[LeaseKey, bool] = {}
+        """Accepted leases, by partition and job key, oldest first; whether each may make room for an urgent one."""
+        self.yielding = 0
+        """How many may."""
         self.proposed = 0
+        self.surplus = False
+        """It gave back for want of room since it was last heard."""
 
     @property
     def worker(self) -> str:
@@ -64,12 +74,26 @@ class Session:
     def room(self, rank: int) -> int:
         """How many more jobs of this urgency it may be given now.
 
-        Urgent ones may exceed the credits of a worker that prefetches, which gives back what it has not started.
+        Urgent ones may exceed the credits of a worker that prefetches: it gives back less urgent ones that it
+        has not started. Where there are none it would give back the urgent ones, to get them again for ever.
         """
         if self.leaving or self.credits == 0:
             return 0
-        extra = min(self.concurrency, max(0, self.credits - self.concurrency)) if rank < URGENT_RANKS else 0
+        urgent = rank < URGENT_RANKS and not self.surplus
+        extra = min(self.concurrency, max(0, self.credits - self.concurrency), self.yielding) if urgent else 0
         return max(0, self.credits + extra - self.outstanding)
+
+    def hold(self, lease: LeaseKey, *, yields: bool) -> None:
+        """A lease is this worker's."""
+        self.let_go(lease)
+        self.leases[lease] = yields
+        self.yielding += yields
+
+    def let_go(self, lease: LeaseKey) -> bool:
+        """A lease is no longer this worker's; whether it was one that may make room."""
+        yields = self.leases.pop(lease, False)
+        self.yielding -= yields
+        return yields
 
     def silence(self) -> None:
         """It let a lease run out: no more until it is heard again."""
@@ -78,6 +102,7 @@ class Session:
     def close_surplus(self) -> None:
         """It gave a job back for want of room: no more until it says so anew."""
         self.credits = min(self.credits, self.outstanding)
+        self.surplus = True
 
     def takes(self, lane: Lane) -> bool:
         return lane.pool == self.pool and lane.job_type in self.types
@@ -103,7 +128,12 @@ class Fleet:
         return session
 
     def hear(self, beat: Heartbeat, now_ms: int) -> Session | None:
-        """Take a heartbeat; None if it is late news: of an older incarnation, or older than what is known."""
+        """Take a heartbeat; None if it is late news: of an older incarnation, or older than what is known.
+
+        Names that do not fit on a ``Leased`` line are no worker's: what was leased to them would be refused for ever.
+        """
+        if not 0 < len(beat.worker) <= MAX_NAME_CHARS or max(len(beat.incarnation), len(beat.via)) > MAX_NAME_CHARS:
+            return None
         newest = self._newest.get(beat.worker, "")
         if beat.incarnation < newest:
             return None
@@ -117,7 +147,8 @@ class Fleet:
             session.types = frozenset(beat.types)
         session.concurrency, session.busy = beat.concurrency, beat.busy
         session.credits = beat.credits.get(self._incarnation, 0)
-        session.lease_ms = max(1_000, beat.lease_ms)
+        session.surplus = False
+        session.lease_ms = min(max(SHORTEST_LEASE_MS, beat.lease_ms), LONGEST_LEASE_MS)
         session.leaving = beat.leaving
         session.heard_ms = now_ms
         return session

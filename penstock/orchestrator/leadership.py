@@ -34,6 +34,11 @@ class Peers:
         else:
             self._beats[beat.incarnation] = (beat, now_ms)
 
+    def unheard(self, now_ms: int) -> None:
+        """Nothing was listened to for a while: whoever was alive before must not count as silent for that."""
+        for incarnation, (beat, _) in self._beats.items():
+            self._beats[incarnation] = (beat, now_ms)
+
     def live(self, now_ms: int) -> list[Beat]:
         """Newest beats of those not silent."""
         for incarnation, (_, heard_ms) in list(self._beats.items()):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from penstock.core.job import Job
-from penstock.orchestrator.fleet import Session
+from penstock.orchestrator.fleet import URGENT_RANKS, Session
+from penstock.orchestrator.rows import RANK
 
 TIMEOUT_MARGIN_MS = 2_000
 """The worker ends a job that runs past its timeout; the leader does so this much later, if the worker did not."""
@@ -74,14 +75,14 @@ class LeaseKeeper:
     def grant(self, job: Job, session: Session, now_ms: int) -> Lease:
         """Keep a lease that the fold accepted, or that was found at takeover: in full from now."""
         lease = self._leases[job.key] = Lease(job, session, now_ms)
-        session.leases[self._partition, job.key] = None
+        session.hold((self._partition, job.key), yields=RANK[job.priority] >= URGENT_RANKS)
         return lease
 
     def end(self, key: str) -> Lease | None:
         """The fold says that the lease has ended."""
         lease = self._leases.pop(key, None)
         if lease is not None:
-            lease.session.leases.pop((self._partition, key), None)
+            lease.session.let_go((self._partition, key))
         return lease
 
     def release(self) -> None:
@@ -92,8 +93,7 @@ class LeaseKeeper:
     def renew(self, lease: Lease, key: str, session: Session, run_ms: int, now_ms: int) -> None:
         """Its holder named it in a heartbeat, perhaps by another way than it was reached before."""
         if lease.session is not session:
-            lease.session.leases.pop((self._partition, key), None)
-            session.leases[self._partition, key] = None
+            session.hold((self._partition, key), yields=lease.session.let_go((self._partition, key)))
             lease.session = session
         lease.expires_ms = now_ms + lease.lease_ms
         lease.run_ms = run_ms

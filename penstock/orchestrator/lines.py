@@ -14,6 +14,12 @@ from penstock.schemas.codec import encode_line
 LeaseEnd = Literal["silent", "superseded", "timeout"]
 
 
+def epoch_of(lease: str) -> int:
+    """The epoch in which a lease was granted, as its id tells; -1 where that is no lease id of a leader."""
+    parts = lease.split(".")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() and len(parts[1]) <= 20 else -1
+
+
 class LeaderLines:
     """Writes for one partition, as one orchestrator. ``epoch`` is set when it begins to lead."""
 

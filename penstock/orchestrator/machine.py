@@ -36,6 +36,9 @@ ECHO_EVERY_MS = 500
 DEAF_AFTER_MS = 2_000
 """Without its own echo for so long, an orchestrator does not know whether workers are silent or itself deaf."""
 
+STALL_MS = 1_000
+"""A step is due four times as often: after a longer gap, this process was stopped, and heard nobody meanwhile."""
+
 BEAT_AT_ONCE_MS = 20
 UNHANDLED_EVERY_MS = 60_000
 
@@ -86,7 +89,7 @@ class OrchestratorMachine:
         self._echoes = dict.fromkeys(range(worker_partitions), now.mono_ms)
         self._hearing = True
         self._swept_ms = self._echoed_ms = self._beat_ms = now.mono_ms - 10**6
-        self._rested_ms = now.mono_ms
+        self._stepped_ms = now.mono_ms
         self._backlog_told: frozenset[str] = frozenset()
         self._turn = 0
         self._unhandled_told_ms: dict[str, int] = {}
@@ -100,6 +103,9 @@ class OrchestratorMachine:
     def step(self, inputs: Inputs, now: Now) -> Outputs:
         """Take in what has arrived, decide, and say what is to be done."""
         out = Outputs()
+        if now.mono_ms - self._stepped_ms > STALL_MS:
+            self.peers.unheard(now.mono_ms)
+        self._stepped_ms = now.mono_ms
         for record in inputs.records:
             self.partitions[record.partition].fold(record, now, out)
         for partition, report in inputs.reports:

@@ -14,6 +14,7 @@ owes nothing that its successor would not find.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Literal
 
 from penstock.core.job import Job
@@ -24,7 +25,7 @@ from penstock.orchestrator.courier import Courier
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.forwarder import Forwarder
 from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
-from penstock.orchestrator.lines import LeaderLines
+from penstock.orchestrator.lines import LeaderLines, epoch_of
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
 from penstock.orchestrator.timers import Timers
@@ -35,7 +36,7 @@ from penstock.state.partition_store import PartitionStore
 
 COMMIT_TOUCHED = 20_000
 COMMIT_BYTES = 32 * 1024 * 1024
-COMMIT_EVERY_MS = 500
+COMMIT_EVERY_MS = 2_000
 AGAIN_MS = 5_000
 PROPOSAL_LOST_MS = 45_000
 """A proposed lease that did not come back for so long is given up: longer than the log's writers keep trying."""
@@ -70,13 +71,14 @@ class PartitionMachine:
         self._courier = Courier(store, generation)
         self._index = Index(store.store)
         self._committed_ms = 0
+        self._batches = count(1)
         self._reset()
 
     def _reset(self) -> None:
         self._backlog = Backlog(self._index, self.commit, self.store.job)
         self._timers = Timers(self._index, self.commit)
         self._leases = LeaseKeeper(self.number)
-        self._forwarder = Forwarder(self.number, self.store.identity.partitions)
+        self._forwarder = Forwarder(self.number, self.store.identity.partitions, self._batches)
         self._proposals: dict[str, _Proposal] = {}
         self._owed: dict[str, int] = {}
         """Dead jobs whose record is owed: when it was last written, ms; 0 is never."""
@@ -98,25 +100,30 @@ class PartitionMachine:
 
     def fold(self, record: Record, now: Now, out: Outputs) -> None:
         """Fold a record of this partition and react to each of its lines."""
+        claimed: int | None = None
         for folded in self.store.fold(record):
             self._index.note(folded)
             if self.role == "leading":
                 self._react(folded, now, out)
             if type(folded.event) is ev.LeaderAnnounced:
-                self._announcement(folded.event, folded, now, out)
+                claimed = self._announcement(folded.event, folded, claimed, out)
+        # Only now: taking over commits, and what is committed must hold the rows of every line of the record.
+        if claimed is not None:
+            self._take_over(claimed, now, out)
 
-    def _announcement(self, event: ev.LeaderAnnounced, folded: Folded, now: Now, out: Outputs) -> None:
+    def _announcement(
+        self, event: ev.LeaderAnnounced, folded: Folded, claimed: int | None, out: Outputs
+    ) -> int | None:
+        """The epoch to lead with once the whole record is folded, if this line leaves one."""
         mine = event.incarnation == self._incarnation
         if folded.outcome != "applied":
             if mine and self.role == "announced":
                 self.role = "following"
-            return
+            return claimed
         if self.role == "leading":
             self._step_down(out)
-        if mine:
-            self._take_over(folded.position, now, out)
-        else:
-            self.role = "following"
+        self.role = "following"
+        return folded.position if mine else None
 
     def announce(self, now: Now, out: Outputs) -> None:
         """Claim the partition. It leads once the claim is folded and accepted."""
@@ -158,7 +165,9 @@ class PartitionMachine:
 
     def _react(self, folded: Folded, now: Now, out: Outputs) -> None:
         event, before, after = folded.event, folded.before, folded.after
-        if folded.outcome == "applied":
+        if type(event) is ev.Forwarded:
+            self._forwarder.struck_off(event.line_position)
+        elif folded.outcome == "applied":
             if type(event) is ev.Leased and after is not None:
                 self._granted(after, now, folded.time_ms, out)
                 return
@@ -197,7 +206,9 @@ class PartitionMachine:
             lease.session.close_surplus()
         elif type(event) is ev.LeaseExpired or type(event) is ev.Cancelled:
             reason = "timeout" if type(event) is ev.LeaseExpired and event.reason == "timeout" else "expired"
-            self._courier.lease_gone(lease.session, before.id, before.tenant, before.lease, reason, out)
+            self._courier.lease_gone(
+                lease.session, before.incarnation, before.id, before.tenant, before.lease, reason, out
+            )
 
     def _granted(self, job: Job, now: Now, time_ms: int, out: Outputs) -> None:
         proposal = self._proposals.pop(job.key, None)
@@ -261,8 +272,11 @@ class PartitionMachine:
             key = held.job_key
             lease = self._leases.get(key)
             if lease is None or lease.lease != held.lease or lease.session.worker != session.worker:
+                if epoch_of(held.lease) > self.epoch:
+                    # Granted by a successor that is not known here yet: not this one's to judge.
+                    continue
                 tenant, _, job_id = key.partition("/")
-                self._courier.lease_gone(session, job_id, tenant, held.lease, "ended", out)
+                self._courier.lease_gone(session, session.incarnation, job_id, tenant, held.lease, "ended", out)
                 continue
             self._leases.renew(lease, key, session, held.run_ms, now.mono_ms)
             named.add(key)
@@ -311,7 +325,7 @@ class PartitionMachine:
             elif not written_ms or now.mono_ms - written_ms >= AGAIN_MS:
                 self._owed[key] = max(1, now.mono_ms)
                 out.lines[self.number].append(self._lines.dead_lettered(job, now))
-        out.forwards.extend(self._forwarder.next())
+        self._forward(now, out)
 
     def sweep(self, now: Now, hearing: bool, out: Outputs) -> None:
         """Now and then: end overdue leases, unless heartbeats could not be heard; give up lost proposals."""
@@ -341,6 +355,10 @@ class PartitionMachine:
 
     def forwarded(self, forward: Forward, now: Now, out: Outputs) -> None:
         """The lines of ``forward`` stand in their partition: strike them off here."""
-        for position, target in self._forwarder.landed(forward.batch):
+        self._forwarder.landed(forward.batch)
+        self._forward(now, out)
+
+    def _forward(self, now: Now, out: Outputs) -> None:
+        for position, target in self._forwarder.to_strike_off(now.mono_ms):
             out.lines[self.number].append(self._lines.forwarded(position, target, now))
         out.forwards.extend(self._forwarder.next())

@@ -38,7 +38,8 @@ from penstock.projections.rows import (
     split_index_key,
 )
 from penstock.projections.views import JobBodies, event_id_of, history_item, job_view, time_text
-from penstock.schemas.position import Position, parse, unpack
+from penstock.schemas import events as ev
+from penstock.schemas.position import parse, unpack
 from penstock.state.bodies import BODIES, BODY_KINDS, body_row_key
 from penstock.state.partition_store import FOLD, PartitionStore
 
@@ -49,6 +50,8 @@ PAGE_BYTES = 8 * 1024 * 1024
 """A page ends early, with a cursor, once what is in it is this large."""
 
 MAX_PACKED = (1 << 55) - 1
+
+_VERBS = frozenset(kind.__name__ for kind in ev.Verb.__subclasses__())
 
 _SEARCHED_ROWS = 1_000
 """How far around its supposed place an event is looked for."""
@@ -204,8 +207,8 @@ class PartitionQueries:
     def verdict(self, packed: int, key: str, event_id: str) -> VerdictView:
         """What became of an event of a job: of the line at ``packed`` if it is that, else of any line with its id.
 
-        A repeat of a line that was accepted has its verdict, except for ``Enqueued``, where the caller wants to know
-        whether the job was there before. Outcome ``unknown`` where nothing is known of such an event.
+        A verb that repeats one already decided has its verdict: done or not is what its sender wants to know. Other
+        repeats are told as ``duplicate``. Outcome ``unknown`` where nothing is known of such an event.
         """
         outcome, reason = self._line_verdict(packed, key, event_id)
         return VerdictView(outcome, reason, self.view(key))
@@ -215,7 +218,7 @@ class PartitionQueries:
         refused = self._refused(prefix)[1]
         named = [(position, item) for position, item in refused if event_id_of(item) == event_id]
         exact = next((item for position, item in named if position == packed), None)
-        if exact is not None and not (exact.outcome == "duplicate" and exact.type != "Enqueued"):
+        if exact is not None and not (exact.outcome == "duplicate" and exact.type in _VERBS):
             return exact.outcome, exact.reason
         for item in self._accepted_backwards(prefix, packed):
             if event_id_of(item) == event_id:
@@ -276,6 +279,3 @@ class PartitionQueries:
             epoch=state.epoch,
             leader=state.leader,
         )
-
-    def is_past(self, position: Position) -> bool:
-        return self._store.committed_offset > position.offset

@@ -10,13 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from penstock.log.port import Log
+from penstock.log.port import Log, Tail
 from penstock.projections import protocol
 from penstock.projections.connection import Connection
 from penstock.projections.directory import Directory
@@ -84,11 +85,14 @@ class RemoteReadModel:
         self._reached: dict[int, Position] = {}
         self._asked: dict[int, str] = {}
         self._listener: asyncio.Task[None] | None = None
+        self._tails = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         self.failure = asyncio.get_running_loop().create_future()
         bounds = await self._log.bounds(self._topics.signals, BROADCAST)
-        self._listener = asyncio.create_task(self._listen(bounds.end), name="read-model-listener")
+        signals = self._log.tail({(self._topics.signals, BROADCAST): bounds.end})
+        tail = await self._tails.enter_async_context(signals)
+        self._listener = asyncio.create_task(self._listen(tail), name="read-model-listener")
         self._listener.add_done_callback(self._ended)
         return self
 
@@ -98,6 +102,7 @@ class RemoteReadModel:
         assert self._listener is not None
         self._listener.cancel()
         await asyncio.gather(self._listener, return_exceptions=True)
+        await self._tails.aclose()
         for connection in list(self._connections.values()):
             await connection.close()
         self._connections.clear()
@@ -111,13 +116,12 @@ class RemoteReadModel:
         if error is not None and not self.failure.done():
             self.failure.set_exception(error)
 
-    async def _listen(self, offset: int) -> None:
-        async with self._log.tail({(self._topics.signals, BROADCAST): offset}) as tail:
-            while True:
-                for record in await tail.poll(POLL_MS):
-                    for signal in decode_signals(record.value):
-                        if isinstance(signal, Serving):
-                            self._directory.heard(signal, time.monotonic())
+    async def _listen(self, tail: Tail) -> None:
+        while True:
+            for record in await tail.poll(POLL_MS):
+                for signal in decode_signals(record.value):
+                    if isinstance(signal, Serving):
+                        self._directory.heard(signal, time.monotonic())
 
     # Asking
 

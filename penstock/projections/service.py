@@ -19,7 +19,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from penstock.log.port import Log, Record
+from penstock.log.port import Log, Record, Tail
 from penstock.projections.merge import QuarantinePage
 from penstock.projections.port import (
     CountRow,
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 POLL_MS = 1_000
 POLL_RECORDS = 256
 SLICE_S = 0.005
-COMMIT_ROWS = 2_000
+COMMIT_ROWS = 1_000
 COMMIT_BYTES = 8 * 1024 * 1024
 ENDS_EVERY_S = 2.0
 ENDS_FRESH_S = 0.2
@@ -118,6 +118,7 @@ class ProjectionService:
         self._parts: dict[int, _Part] = {}
         self._reads = LocalReads({}, topics.partitions)
         self._tasks: list[asyncio.Task[None]] = []
+        self._tails = contextlib.AsyncExitStack()
         self._ends_asked_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -130,24 +131,26 @@ class ProjectionService:
         self.failure = asyncio.get_running_loop().create_future()
         try:
             for partition in self._partitions:
-                identity = StoreIdentity(
-                    self._log.cluster_id,
-                    self.topics.jobs,
-                    partition,
-                    self.topics.partitions,
-                    self._generation,
-                )
-                part = _Part(projection_store(self._folder, identity, self._store_factory))
-                self._parts[partition] = part
-                await part.store.verify_last_record(self._log)
+                self._open_part(partition)
+            async with asyncio.TaskGroup() as checks:
+                for part in self._parts.values():
+                    checks.create_task(part.store.verify_last_record(self._log))
             await self._ask_ends()
+            # Entered here and not by the task: what cannot start is told to whoever starts it, and is not cut short.
+            starts = {
+                (self.topics.jobs, number): part.store.next_offset for number, part in self._parts.items()
+            }
+            tail = await self._tails.enter_async_context(self._log.tail(starts))
+        except BaseExceptionGroup as group:
+            self._close_stores()
+            raise group.exceptions[0] from group
         except BaseException:
             self._close_stores()
             raise
         queries = {partition: part.queries for partition, part in self._parts.items()}
         self._reads = LocalReads(queries, self.topics.partitions)
         self._tasks = [
-            self._start(self._follow(), "projection"),
+            self._start(self._follow(tail), "projection"),
             self._start(self._watch_ends(), "projection-ends"),
         ]
         return self
@@ -160,6 +163,7 @@ class ProjectionService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_waiters()
         try:
+            await self._tails.aclose()
             if not self.failure.done():
                 self._commit_all()
                 self.failure.cancel()
@@ -167,6 +171,12 @@ class ProjectionService:
                 self.failure.exception()
         finally:
             self._close_stores()
+
+    def _open_part(self, partition: int) -> None:
+        identity = StoreIdentity(
+            self._log.cluster_id, self.topics.jobs, partition, self.topics.partitions, self._generation
+        )
+        self._parts[partition] = _Part(projection_store(self._folder, identity, self._store_factory))
 
     def _close_stores(self) -> None:
         parts, self._parts = self._parts, {}
@@ -194,11 +204,9 @@ class ProjectionService:
         for part in self._parts.values():
             part.waiters.fail(ReadModelUnavailable("The projection has ended."))
 
-    async def _follow(self) -> None:
-        starts = {(self.topics.jobs, number): part.store.next_offset for number, part in self._parts.items()}
-        async with self._log.tail(starts) as tail:
-            while True:
-                await self._fold(await tail.poll(POLL_MS, POLL_RECORDS))
+    async def _follow(self, tail: Tail) -> None:
+        while True:
+            await self._fold(await tail.poll(POLL_MS, POLL_RECORDS))
 
     async def _fold(self, records: Sequence[Record]) -> None:
         """Fold a fetch, slice by slice, and commit."""

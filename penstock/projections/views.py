@@ -43,8 +43,7 @@ class ErrorRow(msgspec.Struct, frozen=True, array_like=True):
 
 def time_text(time_ms: int) -> str:
     """RFC 3339 UTC with milliseconds; sorts as the times do."""
-    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03d}Z"
+    return f"{datetime.fromtimestamp(time_ms // 1000, UTC).isoformat()[:19]}.{time_ms % 1000:03d}Z"
 
 
 def _time_or_none(time_ms: int) -> str | None:

@@ -1,8 +1,8 @@
 """Lines and records as bytes: newline-delimited JSON, checked before it is decoded.
 
-A line is refused (:class:`~penstock.schemas.errors.Undecodable`) with one of these reasons, which are part of every fold's
-state and therefore never depend on a decoder's wording: ``too_large``, ``not_utf8``, ``too_deep``, ``not_json``,
-``unknown_type``, ``invalid``.
+A line is refused (:class:`~penstock.schemas.errors.Undecodable`) with one of these reasons, which are part of
+every fold's state and therefore never depend on a decoder's wording: ``too_large``, ``not_utf8``, ``too_deep``,
+``not_json``, ``unknown_type``, ``invalid``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def _reason_of(line: bytes) -> str:
 
 
 def depth_of(line: bytes) -> int:
-    """Deepest nesting of arrays and objects outside strings, up to where the line stops being JSON. Linear, however hostile."""
+    """Deepest nesting of arrays and objects outside strings, up to where the line stops being JSON.
+
+    Linear, however hostile.
+    """
     if b"\\" in line:
         line = _ESCAPE.sub(b"", line)
     depth = deepest = 0
@@ -103,8 +106,8 @@ def depth_of(line: bytes) -> int:
 def split(value: bytes) -> list[bytes]:
     """Lines of a record, at most 32,768: what is beyond stays together as the last one, to be refused as a whole.
 
-    Blank lines are kept, so that line numbers are what an editor shows; folders skip them. A record that is too large is
-    one line.
+    Blank lines are kept, so that line numbers are what an editor shows; folders skip them. A record that is too
+    large is one line.
     """
     if len(value) > MAX_BUNDLE_BYTES:
         return [value]

@@ -5,11 +5,12 @@ A line is one of these as JSON, told apart by ``type``. The smallest line a pers
     {"type": "Enqueued", "job": "my-first-job", "job_type": "resize", "payload": {"width": 200}}
 
 The envelope, alike on all: ``id`` names the event (a repeat with the same id has no effect; an ``Enqueued`` without one
-takes its job's id), ``job`` and ``tenant`` the job, ``actor`` who did it, ``cause`` the event id that led to it, ``trace``
-a W3C traceparent, ``at`` the producer's clock in Unix ms (informative only), ``v`` the version of the type's fields.
+takes its job's id), ``job`` and ``tenant`` the job, ``actor`` who did it, ``cause`` the event id that led to it,
+``trace`` a W3C traceparent, ``at`` the producer's clock in Unix ms (informative only), ``v`` the version of the
+type's fields.
 
-Bodies (payload, result, checkpoint, error details) are plain JSON, or sealed: then the field holds the base64 ciphertext as a
-JSON string and ``sealed`` names the field and the key it was encrypted with.
+Bodies (payload, result, checkpoint, error details) are plain JSON, or sealed: then the field holds the base64
+ciphertext as a JSON string and ``sealed`` names the field and the key it was encrypted with.
 
 Fields are only ever added, with defaults. Times are Unix ms, durations ms. Positions inside the partition are packed
 integers (see :mod:`penstock.schemas.position`).
@@ -55,8 +56,8 @@ else:
 class Backoff(Struct, frozen=True, gc=False):
     """How long to wait before the next attempt. ``jitter`` is the fraction by which a delay is spread, 0 to 1.
 
-    Written with all its fields, for it stands in the fold's rows: msgspec tells a default by the object's identity, which
-    is a matter of the Python version for numbers, and no two folders may differ.
+    Written with all its fields, for it stands in the fold's rows: msgspec tells a default by the object's
+    identity, which is a matter of the Python version for numbers, and no two folders may differ.
     """
 
     kind: Literal["none", "fixed", "linear", "exponential"] = "exponential"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from struct import Struct
 
-# A pattern's ``$`` also matches before a newline at the end; who searches with Python's ``re`` says ``exactly(pattern)``.
+# A pattern's ``$`` also matches before a newline at the end; who searches with Python's ``re`` says
+# ``exactly(pattern)``.
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:\-]{1,128}(~[A-Za-z0-9._:\-]{1,64})?$"
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/\-]{0,127}$"
 """Queues, pools, job types, tenants and tags."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -29,6 +30,8 @@ from pydantic.errors import PydanticSchemaGenerationError
 from penstock.workers.context import Context
 from penstock.workers.errors import InvalidPayload, TaskInvalid
 from penstock.workers.outcome import to_json
+
+_NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 Problems = list[tuple[str, str]]
 
@@ -172,10 +175,7 @@ class Arguments:
         shape.__pydantic_config__ = ConfigDict(
             extra="allow" if self._open else "forbid", arbitrary_types_allowed=False
         )
-        try:
-            return _pydantic_decoder(shape)
-        except (PydanticUserError, PydanticSchemaGenerationError):
-            return self._struct_decoder(fields, required)
+        return self._pydantic_decoder(shape) or self._struct_decoder(fields, required)
 
     def _struct_decoder(self, fields: dict[str, Any], required: list[str]) -> Callable[[bytes], Any]:
         optional = [name for name in fields if name not in required]
@@ -200,12 +200,19 @@ class Arguments:
         return read
 
     def _decoder_of(self, hint: Any) -> Callable[[bytes], Any]:
-        if not _has_struct(hint):
-            try:
-                return _pydantic_decoder(hint)
-            except (PydanticUserError, PydanticSchemaGenerationError):
-                pass
-        return self._msgspec_decoder(hint)
+        decoder = None if _has_struct(hint) else self._pydantic_decoder(hint)
+        return decoder or self._msgspec_decoder(hint)
+
+    def _pydantic_decoder(self, hint: Any) -> Callable[[bytes], Any] | None:
+        """None for what pydantic declines although it is fine: `typing.TypedDict` before Python 3.12."""
+        try:
+            return _pydantic_decoder(hint)
+        except PydanticSchemaGenerationError as error:
+            raise TaskInvalid(f"{self._name}: a parameter's type cannot be read from JSON: {error.message}") from error
+        except PydanticUserError as error:
+            if error.code != "typed-dict-version":
+                raise TaskInvalid(f"{self._name}: {error.message}") from error
+            return None
 
     def _msgspec_decoder(self, hint: Any) -> Callable[[bytes], Any]:
         try:
@@ -286,6 +293,10 @@ def _problem(text: str) -> tuple[str, str]:
     """msgspec's ``Expected `int`, got `str` - at `$.width```."""
     message, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").lstrip(".")
+    # A missing or unknown field is named in the message; the path then leads to the object around it.
+    named = _NAMED_FIELD.search(message)
+    if named is not None:
+        field = f"{field}.{named[1]}" if field else named[1]
     return field, message
 
 

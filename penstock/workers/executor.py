@@ -22,7 +22,7 @@ from penstock.workers.arguments import PayloadMismatch
 from penstock.workers.backlog import Backlog
 from penstock.workers.context import Context, job_fields
 from penstock.workers.lease import HeldLease
-from penstock.workers.outcome import Outcome, StopReason, field_errors, resolve, stopped
+from penstock.workers.outcome import Outcome, StopReason, field_errors, permanent, resolve, stopped
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.run import Run
 from penstock.workers.task import Task
@@ -205,6 +205,10 @@ class Executor:
         except PayloadMismatch as error:
             lease.ended_ms = now_ms
             self._settle(lease, field_errors(error.problems))
+            return
+        except Exception as error:  # noqa: BLE001 - a validator of the user's own may raise anything
+            lease.ended_ms = now_ms
+            self._settle(lease, permanent("invalid_payload", f"{type(error).__name__}: {error}"))
             return
         run = self.runs[lease] = Run(lease, runner, not task.is_async)
         if self._quiet.is_set():

@@ -69,7 +69,7 @@ class ProgressReporter:
         if checkpoint is None:
             self._now_or_later(run, percent, message)
             return NOTHING_TO_AWAIT
-        return self._spawn(self._write(run, percent, message, checkpoint))
+        return self._spawn(self._transport.progress(run.lease, self._event(run, percent, message, checkpoint)))
 
     def _now_or_later(self, run: Run, percent: float | None, message: str) -> None:
         if run.stop == "lost" or run.lease.finished:
@@ -77,9 +77,13 @@ class ProgressReporter:
         if self._now_ms() - run.progress_ms < PROGRESS_EVERY_MS:
             run.pending_progress = (percent, message)
             return
-        self._spawn(self._write(run, percent, message, None))
+        self._spawn(self._transport.progress(run.lease, self._event(run, percent, message, None)))
 
     async def _write(self, run: Run, percent: float | None, message: str, checkpoint: bytes | None) -> None:
+        await self._transport.progress(run.lease, self._event(run, percent, message, checkpoint))
+
+    def _event(self, run: Run, percent: float | None, message: str, checkpoint: bytes | None) -> Progressed:
+        """The next event of a run. Made on the loop and at once, so that numbers follow the order of the calls."""
         if run.stop == "lost" or run.lease.finished:
             raise LeaseLost(run.stop_detail or None)
         if run.pending_progress is not None:
@@ -91,14 +95,11 @@ class ProgressReporter:
         run.progress_seq += 1
         run.progress_ms = self._now_ms()
         delivery = run.lease.delivery
-        await self._transport.progress(
-            run.lease,
-            Progressed(
-                id=f"{delivery.lease}.p{run.progress_seq}", job=delivery.job, tenant=delivery.tenant,
-                actor=f"worker:{delivery.worker}", trace=delivery.trace, at=self._wall_ms(), lease=delivery.lease,
-                seq=run.progress_seq, percent=percent, message=message,
-                checkpoint=None if checkpoint is None else Raw(checkpoint),
-            ),
+        return Progressed(
+            id=f"{delivery.lease}.p{run.progress_seq}", job=delivery.job, tenant=delivery.tenant,
+            actor=f"worker:{delivery.worker}", trace=delivery.trace, at=self._wall_ms(), lease=delivery.lease,
+            seq=run.progress_seq, percent=percent, message=message,
+            checkpoint=None if checkpoint is None else Raw(checkpoint),
         )  # fmt: skip
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

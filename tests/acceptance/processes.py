@@ -88,7 +88,12 @@ class Role:
     """One ``penstock`` process that can be killed and started again with the same command and environment."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, ready_url: str = ""
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        ready_url: str = "",
     ) -> None:
         self.name = name
         self.arguments = tuple(arguments)
@@ -150,7 +155,9 @@ class Role:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise AssertionError(f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s:\n{self.tail()}") from None
+            raise AssertionError(
+                f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s:\n{self.tail()}"
+            ) from None
 
     def close(self) -> None:
         """End it whatever state it is in."""
@@ -185,14 +192,24 @@ class Stack:
         return self.roles[name]
 
     def add(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, ready_url: str = ""
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        ready_url: str = "",
     ) -> Role:
         """A role, not started yet."""
         role = self.roles[name] = Role(name, arguments, environment or {}, self.folder, ready_url)
         return role
 
     def add_kafka_roles(
-        self, bootstrap: str, namespace: str, *, partitions: int = 4, orchestrators: int = 2, app: Path = TASKS
+        self,
+        bootstrap: str,
+        namespace: str,
+        *,
+        partitions: int = 4,
+        orchestrators: int = 2,
+        app: Path = TASKS,
     ) -> str:
         """Orchestrators, a projection, an API and a worker on the log itself; returns the API's address."""
         port = free_port()
@@ -227,7 +244,9 @@ class Stack:
 
     def tails(self) -> str:
         """What every role printed last, for a failure's message."""
-        return "\n".join(f"--- {name}\n{role.tail(12)}" for name, role in self.roles.items() if role.output.exists())
+        return "\n".join(
+            f"--- {name}\n{role.tail(12)}" for name, role in self.roles.items() if role.output.exists()
+        )
 
 
 def penstock(
@@ -249,7 +268,9 @@ def penstock(
 def penstock_json(*arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> Any:
     """What a command prints with ``--output json``; AssertionError unless it exits with 0."""
     done = penstock(*arguments, "--output", "json", folder=folder, environment=environment)
-    assert done.returncode == 0, f"{arguments} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"{arguments} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    )
     return json.loads(done.stdout)
 
 

@@ -7,7 +7,8 @@
 Time is the record's, in ms. An event is its type, optionally its id, and fields; what a row leaves out is filled in
 as a well-behaved writer would: the epoch in force, the job's `seen`, its lease, its `Enqueued`. `seen=#2` is the
 position of the story's second row, `not_after=+5` is 5 ms after the row's time. State `-` is no job. More: fields of
-the job afterwards; `@x` is the hash of the body x. A refused event must leave the job's row as it was, but for the remembered verdicts of verbs.
+the job afterwards; `@x` is the hash of the body x. A refused event must leave the job's row as it was, but for
+the remembered verdicts of verbs.
 """
 
 from __future__ import annotations

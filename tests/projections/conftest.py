@@ -1,4 +1,4 @@
-"""Both kinds of store, and both logs that need nothing but Python."""
+"""Both kinds of store, and every kind of log."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
 
 
 @pytest.fixture
-def topics() -> Topics:
-    return Topics(partitions=4, work_partitions=2)
+def topics(unique_namespace: str) -> Topics:
+    return Topics(namespace=unique_namespace, partitions=4, work_partitions=2)
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 async def log(request: pytest.FixtureRequest, tmp_path: Path, topics: Topics) -> AsyncIterator[Log]:
-    spec = "memory:" if request.param == "memory" else f"embedded:{tmp_path / 'log'}"
+    """A log with a namespace's topics."""
+    spec = {"memory": "memory:", "embedded": f"embedded:{tmp_path / 'log'}"}.get(request.param)
+    if spec is None:
+        spec = f"kafka://{request.getfixturevalue('kafka_bootstrap')}"
     async with open_log(spec) as opened:
         await open_namespace(opened, topics)
         yield opened

@@ -12,7 +12,7 @@ from penstock.projections.rows import KEPT_REFUSED
 from penstock.projections.views import SHOWN_ERRORS
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
-from penstock.schemas.position import unpack
+from penstock.schemas.position import Position, unpack
 from tests.projections.model import Model, OnePartition
 from tests.state.strategies import cuts, ops
 from tests.state.writing import OPS, QUEUES, TOPIC, TYPES, Op, Writer
@@ -279,3 +279,46 @@ def test_quarantined_lines_are_kept_with_their_head() -> None:
     page, cursor = one.reads.quarantined(1, "")
     assert page == [newest]
     assert one.reads.quarantined(1, cursor or "") == ([oldest], None)
+
+
+def test_a_repeated_report_is_a_duplicate_where_it_stands_and_applied_where_it_first_stood() -> None:
+    writer, one = Writer(), OnePartition()
+    writer.enqueue("a")
+    writer.run("a")
+    writer.play([("repeat", 0, 0), ("end_record", 0, 0), ("repeat", 0, 0)])
+    one.fold(writer.records)
+    assert len(writer.records) == 4
+    event_id = "lease-2.s"
+    verdicts = [
+        one.reads.verdict(Position(0, offset, line), "default", "a", event_id)
+        for offset, line in ((2, 1), (2, 2), (3, 0), (3, 9))
+    ]
+    assert [verdict.outcome for verdict in verdicts] == ["applied", "duplicate", "duplicate", "applied"]
+
+
+def test_groups_that_are_empty_do_not_pile_up() -> None:
+    """Job types made up by a stranger come and go; what is left is counted and listed as ever."""
+    writer, one = Writer(), OnePartition()
+    names = [f"j{number}" for number in range(700)]
+    for number, name in enumerate(names):
+        writer.enqueue(name, job_type=f"type-{number}")
+    writer.end_record()
+    for name in names[1:]:
+        writer.write(ev.CancelRequested(id=f"c-{name}", job=name, of=f"enq.{name}", not_after=writer.time_ms))
+    writer.end_record()
+    for name in names[1:]:
+        job = writer.job(name)
+        assert job is not None
+        writer.write(ev.Forgotten(id=f"f-{name}", job=name, epoch=0, seen=job.seen))
+    writer.time_ms += 3_600_000
+    writer.end_record()
+    one.fold(writer.records)
+    assert len(one.projector.groups._groups) < 700  # pyright: ignore[reportPrivateUsage]  # its memory is not to be seen
+    assert [(row.type, row.state, row.jobs) for row in one.reads.counts("default")] == [
+        ("type-0", "ready", 1)
+    ]
+    again = one.reopened()
+    writer.enqueue("new", job_type="type-5")
+    writer.end_record()
+    again.fold(writer.records[-1:])
+    assert [job.id for job in again.reads.list_jobs(JobsQuery()).items] == ["new", "j0"]

@@ -154,6 +154,10 @@ async def test_verdicts_are_found_by_event(log: Log, topics: Topics, tmp_path: P
             "unknown",
         ]
         assert all(verdict.job is not None and verdict.job.state == "cancelled" for verdict in found)
+        wrong = ev.Succeeded(id="s", job="j", lease="none")
+        late = await log.append(topics.jobs, first.partition, bundle([encode_line(wrong)] * 2))
+        stale = [(Position(first.partition, late.offset, line), "default", "j", "s") for line in range(2)]
+        assert [verdict.outcome for verdict in await service.verdicts(stale, WAIT_MS)] == ["stale"] * 2
         stranger = await enqueue(log, topics, "k")
         [verdict] = await service.verdicts([(stranger, "default", "nobody", "x")], WAIT_MS)
         assert (verdict.outcome, verdict.job) == ("unknown_job", None)

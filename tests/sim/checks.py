@@ -41,6 +41,10 @@ def _fleet(world: World, machine: OrchestratorMachine) -> None:
     world.require(held == leases, lambda: f"{machine.name}: sessions hold {held ^ leases} more or less than leased")
     for session in machine.fleet:
         world.require(
+            session.yielding == sum(session.leases.values()),
+            lambda session=session: f"{machine.name}: {session.key} counts {session.yielding} that yield",
+        )
+        world.require(
             session.proposed == proposed[id(session)],
             lambda session=session: f"{machine.name}: {session.key} has {session.proposed} proposed,"
             f" {proposed[id(session)]} are",

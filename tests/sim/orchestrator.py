@@ -150,6 +150,7 @@ class OrchestratorProcess:
                 self.world.stats["takeovers"] += 1
                 self.world.note(f"{self.name} leads {number}")
         checks.check_machine(self.world, self.referee, machine)
+        self.referee.check_outputs(self.name, out)
         self._keep_older()
         for action in self._actions(out):
             if self.world.chance(self.world.weather.crash_in_outputs):

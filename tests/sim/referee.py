@@ -13,8 +13,10 @@ from msgspec import Struct
 from penstock.core.job import TERMINAL, Job
 from penstock.core.partition import Folded, PartitionFold
 from penstock.log.port import Record
+from penstock.orchestrator.outputs import Outputs
 from penstock.schemas import events as ev
 from penstock.schemas.ids import partition_of
+from penstock.schemas.messages import LeaseGone
 from penstock.schemas.position import parse
 from tests.sim.world import World
 
@@ -71,6 +73,21 @@ class Referee:
             self.world.require(
                 self.digests[number, offset] == digest, f"{who} has another digest of partition {number} at {offset}"
             )
+
+    def check_outputs(self, who: str, out: Outputs) -> None:
+        """Hints are not truth, but a leader, however stale, must not tell what was never so."""
+        for deliveries in out.deliveries.values():
+            for delivery in deliveries:
+                self.world.require(
+                    delivery.lease in self.lease_ids, f"{who} delivers {delivery.lease}, which nobody was granted"
+                )
+        for signals in out.signals.values():
+            for signal in signals:
+                if isinstance(signal, LeaseGone):
+                    self.world.require(
+                        self.books[f"{signal.tenant}/{signal.job}"].lease != signal.lease,
+                        f"{who} tells {signal.worker} that {signal.lease} is gone, which is valid",
+                    )
 
     def _line(self, number: int, folded: Folded) -> None:
         world, event = self.world, folded.event

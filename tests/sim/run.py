@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from unittest import mock
 
+from penstock.orchestrator import backlog, timers
 from tests.sim import checks
 from tests.sim.orchestrator import OrchestratorProcess
 from tests.sim.producer import TYPES, Producer
@@ -122,6 +124,8 @@ class Run:
 def simulate(seed: int, weather: Weather | None = None) -> Counter[str]:
     """Run one seed; what happened, by name."""
     run = Run(seed, weather)
-    stats = run.go()
+    with mock.patch.multiple(backlog, WINDOW=run.weather.window, REFILL_BELOW=max(1, run.weather.window // 8)):
+        with mock.patch.object(timers, "HORIZON_MS", run.weather.horizon_ms):
+            stats = run.go()
     stats["steps"] = run.world.steps
     return stats

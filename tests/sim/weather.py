@@ -33,6 +33,10 @@ class Weather(Struct, frozen=True):
     """Records whose time was not stamped by the log."""
     give_up: float = 0.0
     """A writer stops retrying a record that is refused or whose fate is unknown."""
+    window: int = 8_192
+    """Jobs of a lane that a backlog keeps in memory."""
+    horizon_ms: int = 60_000
+    """How far ahead timers are kept in memory."""
 
     @property
     def calm(self) -> bool:
@@ -63,4 +67,6 @@ def draw(random: Random) -> Weather:
         clock_steps=some(0.05),
         foreign_stamps=some(0.2),
         give_up=some(0.2),
+        window=random.choice((2, 8_192)),
+        horizon_ms=random.choice((500, 60_000)),
     )

@@ -78,7 +78,7 @@ async def test_a_range_is_cut_to_what_is_there(log: MemoryLog) -> None:
     assert verify_export(await exported(log, ranges={0: (3, 3)})).ok
 
 
-def edited(line: bytes, **changes: object) -> bytes:
+def edited(line: bytes, /, **changes: object) -> bytes:
     return json.dumps(json.loads(line) | changes).encode()
 
 

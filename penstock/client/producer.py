@@ -1,0 +1,114 @@
+"""Jobs straight onto the log, without an API between: for producers that reach Kafka themselves.
+
+What the API would answer after the fold (that an id is in use by another job) a producer doesn't learn: such a line is
+refused by the fold and stands in the first job's history.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self, Unpack
+
+from penstock.client.idgen import new_id
+from penstock.client.requests import JobOptions, enqueued_event, fields_of, request_fields, request_from
+from penstock.log.bundler import Bundler
+from penstock.log.port import Log
+from penstock.schemas.codec import encode_line
+from penstock.schemas.ids import partition_of
+from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES
+from penstock.schemas.position import Position
+from penstock.schemas.topics import Topics
+
+
+class Produced(NamedTuple):
+    """A job that is on the log. A read that waits for ``position`` sees it."""
+
+    id: str
+    position: Position
+
+
+class _Prepared(NamedTuple):
+    id: str
+    partition: int
+    line: bytes
+
+
+class LogProducer:
+    """Appends ``Enqueued`` lines. Use as an async context manager; the log is the caller's, its topics exist.
+
+    Args:
+        actor: who the lines say they are from.
+        max_payload_bytes: larger payloads are refused.
+        clock_ms: Unix ms, written as the producer's own time.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        tenant: str = "default",
+        actor: str = "producer",
+        max_payload_bytes: int = DEFAULT_PAYLOAD_BYTES,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._topics = topics
+        self._bundler = Bundler(log, topics.jobs)
+        self._tenant = tenant
+        self._actor = actor
+        self._max_payload_bytes = max_payload_bytes
+        self._clock_ms = clock_ms
+
+    async def __aenter__(self) -> Self:
+        await self._bundler.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._bundler.__aexit__(kind, error, trace)
+
+    async def enqueue(self, job_type: str, payload: Any = None, /, **options: Unpack[JobOptions]) -> Produced:
+        """Put a job on the log; returns once it is durable. Without ``id`` it gets one here.
+
+        Raises:
+            InvalidField, TooLarge: the request is not allowed; nothing was written.
+            LogError: the log did not take it, or did not say so. The same ``id`` again is no second job.
+        """
+        prepared = self._prepare(request_fields(job_type, payload, options))
+        place = await self._bundler.append(prepared.partition, prepared.line)
+        return Produced(prepared.id, Position(prepared.partition, place.offset, place.line_no))
+
+    async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> list[Produced]:
+        """Put many jobs on the log, each a mapping with ``type``, ``payload`` and options. Raises as :meth:`enqueue`.
+
+        All are checked before the first is written.
+        """
+        prepared = [self._prepare(fields_of(request)) for request in requests]
+        by_partition: dict[int, list[int]] = {}
+        for number, job in enumerate(prepared):
+            by_partition.setdefault(job.partition, []).append(number)
+        produced: dict[int, Produced] = {}
+        for partition, numbers in by_partition.items():
+            places = await self._bundler.append_many(partition, [prepared[number].line for number in numbers])
+            for number, place in zip(numbers, places, strict=True):
+                produced[number] = Produced(
+                    prepared[number].id, Position(partition, place.offset, place.line_no)
+                )
+        return [produced[number] for number in range(len(prepared))]
+
+    def _prepare(self, fields: dict[str, Any]) -> _Prepared:
+        request, hashed = request_from(fields)
+        job_id = request.id or new_id()
+        event = enqueued_event(
+            request,
+            job_id=job_id,
+            hashed=hashed,
+            at_ms=self._clock_ms(),
+            tenant=self._tenant,
+            actor=self._actor,
+            max_payload_bytes=self._max_payload_bytes,
+        )
+        return _Prepared(job_id, partition_of(job_id, self._topics.partitions), encode_line(event))
