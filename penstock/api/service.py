@@ -42,6 +42,7 @@ class ApiService:
         self._host = host
         self._port = port
         self._server: _Server | None = None
+        self._listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: asyncio.Future[None] | None = None
         self.address = ""
@@ -53,7 +54,7 @@ class ApiService:
         return self._failure
 
     async def __aenter__(self) -> Self:
-        listener = self._listen()
+        self._listener = self._listen()
         config = uvicorn.Config(
             self._app,
             lifespan="off",
@@ -64,7 +65,7 @@ class ApiService:
             backlog=1024,
         )
         self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="penstock-api")
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="penstock-api")
         self._task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(STARTUP_S):
@@ -110,6 +111,11 @@ class ApiService:
         if self._task is not None:
             with contextlib.suppress(Exception):
                 await self._task
+        if self._server is not None and self._listener is not None:
+            # A server that broke has not closed what it listened on.
+            for server in getattr(self._server, "servers", ()):
+                server.close()
+            self._listener.close()
         if self._failure is not None:
             if self._failure.done() and not self._failure.cancelled():
                 self._failure.exception()

@@ -53,7 +53,7 @@ def run_dev(settings: Settings) -> None:
             f"Ctrl-C stops it."
         )
 
-    run(compose, on_ready=on_ready)
+    run(compose, on_ready=on_ready, grace_ms=settings.grace_ms)
 
 
 def _names(tasks: App) -> str:
@@ -120,4 +120,4 @@ def run_worker(settings: Settings, *, over_http: bool) -> None:
         _say(f"worker {role.profile.worker} runs {_names(tasks)}")
         return [*parts, role, *health]
 
-    run(compose)
+    run(compose, grace_ms=settings.grace_ms)

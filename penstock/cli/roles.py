@@ -21,7 +21,9 @@ from penstock.schemas.errors import PenstockError
 
 log = logging.getLogger("penstock.roles")
 
-STOP_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 20.0
+"""How long stopping may take, beyond the time that handlers are given."""
+
 FORCED = 130
 SAME_SIGNAL_S = 0.5
 """A second signal this soon is the first one once more: terminals and wrappers both send it on."""
@@ -51,15 +53,20 @@ class StopTimedOut(PenstockError):
     """The process did not stop in time."""
 
 
-def run(compose: Compose, *, on_ready: Callable[[], None] | None = None) -> None:
+def run(compose: Compose, *, on_ready: Callable[[], None] | None = None, grace_ms: int = 0) -> None:
     """Run roles until SIGINT, SIGTERM or the first failure.
+
+    Args:
+        on_ready: called once all have started.
+        grace_ms: how long handlers may go on at the end.
 
     Raises:
         PenstockError: why a role failed.
-        StopTimedOut: stopping took longer than 30 s.
+        StopTimedOut: stopping took 20 s longer than that.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(run_roles(compose, on_ready=on_ready))
+        deadline_s = STOP_DEADLINE_S + grace_ms / 1_000
+        runner.run(run_roles(compose, on_ready=on_ready, stop_deadline_s=deadline_s))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     app: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
     pool: str = Field("default", pattern=NAME_PATTERN)
     concurrency: int = Field(10, ge=1, le=10_000)
+    grace_ms: int = Field(10_000, ge=0, le=3_600_000)
+    """How long running handlers may go on when their worker is told to stop; then they are stopped."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

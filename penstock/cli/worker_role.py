@@ -32,7 +32,12 @@ async def _start(
     stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App, name: str
 ) -> Worker:
     worker = Worker(
-        tasks, transport, concurrency=settings.concurrency, pool=settings.pool, name=settings.name or name
+        tasks,
+        transport,
+        concurrency=settings.concurrency,
+        pool=settings.pool,
+        name=settings.name or name,
+        grace_ms=settings.grace_ms,
     )
     await stack.enter_async_context(worker)
     await stack.enter_async_context(_LeaveWhenTold(worker))

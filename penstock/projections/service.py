@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 POLL_MS = 1_000
 POLL_RECORDS = 256
 SLICE_S = 0.005
+READER_STEPS = 5
+"""Turns of the event loop between two slices: a request takes about so many from the socket to its answer."""
 COMMIT_ROWS = 1_000
 COMMIT_BYTES = 8 * 1024 * 1024
 ENDS_EVERY_S = 2.0
@@ -221,14 +223,18 @@ class ProjectionService:
             if part.store.touched >= COMMIT_ROWS or part.store.pending_bytes >= COMMIT_BYTES:
                 self._commit(part)
             if now - slice_began > SLICE_S:
-                await asyncio.sleep(0)
+                await self._let_readers_run()
                 slice_began = time.perf_counter()
         for part in self._parts.values():
             if part.projector.dirty:
                 self._commit(part)
                 if time.perf_counter() - slice_began > SLICE_S:
-                    await asyncio.sleep(0)
+                    await self._let_readers_run()
                     slice_began = time.perf_counter()
+
+    async def _let_readers_run(self) -> None:
+        for _ in range(READER_STEPS):
+            await asyncio.sleep(0)
 
     def _commit(self, part: _Part) -> None:
         began = time.perf_counter()

@@ -208,7 +208,9 @@ class Arguments:
         try:
             return _pydantic_decoder(hint)
         except PydanticSchemaGenerationError as error:
-            raise TaskInvalid(f"{self._name}: a parameter's type cannot be read from JSON: {error.message}") from error
+            raise TaskInvalid(
+                f"{self._name}: a parameter's type cannot be read from JSON: {error.message}"
+            ) from error
         except PydanticUserError as error:
             if error.code != "typed-dict-version":
                 raise TaskInvalid(f"{self._name}: {error.message}") from error

@@ -69,7 +69,9 @@ class ProgressReporter:
         if checkpoint is None:
             self._now_or_later(run, percent, message)
             return NOTHING_TO_AWAIT
-        return self._spawn(self._transport.progress(run.lease, self._event(run, percent, message, checkpoint)))
+        return self._spawn(
+            self._transport.progress(run.lease, self._event(run, percent, message, checkpoint))
+        )
 
     def _now_or_later(self, run: Run, percent: float | None, message: str) -> None:
         if run.stop == "lost" or run.lease.finished:

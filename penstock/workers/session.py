@@ -36,6 +36,12 @@ LONGEST_INTERVAL_MS = 2_000
 SHORTEST_INTERVAL_MS = 20
 """And, on change, at most this often."""
 
+TOLD_AFTER_MS = 100
+"""A handler that has run for so long is told of soon: its attempt counts once the leader knows that it was started."""
+
+FULL_APART_MS = 250
+"""But not by more full heartbeats than four a second."""
+
 WorkerSignal = Acknowledged | CancelJob | LeaseGone | Drain
 
 
@@ -102,6 +108,7 @@ class Session:
         self._sent_ms = -math.inf
         self._full_ms = -math.inf
         """When the last heartbeat that named all leases was sent."""
+        self._full_wanted = False
         self._heard_ms = outlet.now_ms()
         """When the last one of these that was certainly written was sent."""
         self._backlogs: Mapping[str, int] = {}
@@ -281,13 +288,14 @@ class Session:
         The caller writes it, and tells :meth:`heard` when that is done.
         """
         now_ms = self._outlet.now_ms()
-        full = self.leaving or now_ms >= self._full_ms + self.interval_ms
+        full = self.leaving or self._full_wanted or now_ms >= self._full_ms + self.interval_ms
         self._dirty = False
         self._sent_ms = now_ms
         self._seq += 1
         granted = self.credits.publish(self._seq)
         if full:
             self._full_ms = now_ms
+            self._full_wanted = False
         return Heartbeat(
             worker=self.worker, incarnation=self.incarnation, via=self.via, seq=self._seq, pool=self.profile.pool,
             types=self.types, concurrency=self.concurrency, credits={} if self.leaving else granted,
@@ -308,6 +316,11 @@ class Session:
         self.settle()
         if self.held and now_ms - self._heard_ms > self.profile.lease_ms - self.margin_ms:
             self.lose_all("unheard")
+        if not self._full_wanted and now_ms - self._full_ms >= FULL_APART_MS:
+            begun_ms = now_ms - TOLD_AFTER_MS
+            if any(self._full_ms < lease.started_ms <= begun_ms for lease in self.held.values()):
+                self._full_wanted = True
+                self.touch()
 
     def _holding(self, now_ms: float) -> list[Holding]:
         return [

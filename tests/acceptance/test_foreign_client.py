@@ -1,10 +1,9 @@
-"""Producers of another make write to the jobs topic: confluent-kafka, with a partitioner that is not ours; and garbage."""
+"""Producers of another make write to the jobs topic: confluent-kafka, whose partitioner is not ours; and garbage."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,12 @@ def leads(stack: Stack, name: str) -> int:
     )
 
 
+def caught_up(server: str) -> list[dict[str, Any]] | None:
+    """Status by partition once none is behind."""
+    partitions = http("GET", f"{server}/readyz").json["partitions"]
+    return None if any(entry["lag"] for entry in partitions) else partitions
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kill_9_of_each_role_in_turn(kafka_bootstrap: str, unique_namespace: str, tmp_path: Path) -> None:
@@ -122,11 +129,12 @@ def test_kill_9_of_each_role_in_turn(kafka_bootstrap: str, unique_namespace: str
 
 
 def _check_log(stack: Stack, bootstrap: str, namespace: str, server: str, accepted: Counter[str]) -> None:
-    live = {
-        entry["partition"]: (entry["next_offset"], entry["digest"])
-        for entry in http("GET", f"{server}/readyz").json["partitions"]
-    }
-    for name in ("worker", "api", "projection", "orchestrator-0", "orchestrator-1"):
+    # Whoever writes goes first (one that leaves is succeeded by another, which says so on the log), then is compared.
+    for name in ("worker", "orchestrator-0", "orchestrator-1"):
+        assert stack[name].stop() == 0, stack[name].tail()
+    partitions = wait_for("the read model has all of it", lambda: caught_up(server))
+    live = {entry["partition"]: (entry["next_offset"], entry["digest"]) for entry in partitions}
+    for name in ("api", "projection"):
         assert stack[name].stop() == 0, stack[name].tail()
     log = {
         "PENSTOCK_LOG": f"kafka://{bootstrap}",
@@ -142,7 +150,6 @@ def _check_log(stack: Stack, bootstrap: str, namespace: str, server: str, accept
         "projection", "rebuild", "--into", "rebuilt", folder=stack.folder, environment=log
     )
     found = {entry["partition"]: (entry["next_offset"], entry["digest"]) for entry in rebuilt["partitions"]}
-    # Between the live answer and the stop of the orchestrators nothing is written any more.
     assert found == live
     for name in ("projection", "orchestrator-0", "orchestrator-1"):
         environment = {**log, "PENSTOCK_DATA": str(stack.folder / name)}

@@ -275,8 +275,8 @@ async def test_a_client_that_vanishes_loses_its_lease(whole: Bench) -> None:
 
 async def test_a_heartbeat_keeps_a_lease(whole: Bench) -> None:
     job = await whole.enqueue()
-    [fetched] = await whole.fetch(lease_ms=1_000)
-    for _ in range(12):
+    [fetched] = await whole.fetch(lease_ms=2_000)
+    for _ in range(15):
         await asyncio.sleep(0.2)
         assert await whole.heartbeat(fetched["lease"]) == []
     assert (await whole.job(job["id"]))["attempt"] == 1
@@ -293,7 +293,7 @@ async def test_a_lease_that_came_through_another_gateway_is_renewed_by_its_job(w
     from penstock.api.gateway import Gateway
 
     job = await whole.enqueue()
-    [fetched] = await whole.fetch(lease_ms=1_500)
+    [fetched] = await whole.fetch(lease_ms=3_000)
     async with Gateway(whole.log, whole.topics, "another") as other:
         deps = dataclasses.replace(whole.deps, gateway=other)
         transport = httpx.ASGITransport(create_app(deps))
@@ -302,7 +302,7 @@ async def test_a_lease_that_came_through_another_gateway_is_renewed_by_its_job(w
             unknown = (await http.post("/api/v1/worker/heartbeat", json=body)).json()["signals"]
             assert unknown == [{"type": "LeaseGone", "lease": fetched["lease"], "reason": "unknown"}]
             body = {"worker": "w1", "leases": [{"lease": fetched["lease"], "job": job["id"]}]}
-            for _ in range(15):
+            for _ in range(20):
                 answer = (await http.post("/api/v1/worker/heartbeat", json=body)).json()
                 assert answer == {"signals": []}
                 await asyncio.sleep(0.2)

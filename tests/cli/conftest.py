@@ -68,6 +68,8 @@ def settled_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         if name.startswith("PENSTOCK_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    # What is not there is not there: no need to try again in each test.
+    monkeypatch.setattr("penstock.cli.context.CLIENT_PATIENCE_MS", 0)
     root = logging.getLogger()
     level = root.level
     yield
@@ -95,6 +97,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byte
     return run_command
 
 
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment with these settings and no others."""
+    rest = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    return {**rest, **settings}
+
+
 class Dev:
     """A `penstock dev` of its own."""
 
@@ -104,7 +112,7 @@ class Dev:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli.main", "dev", "--data", self.data, "--port", "0", *arguments],
             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")},
+            env=environment(PENSTOCK_GRACE_MS="200"),
         )  # fmt: skip
         self.server = ""
         assert self.process.stdout is not None

@@ -124,7 +124,7 @@ class TestKafka:
     def test_sasl_arrives_at_the_client(self):
         found = load(
             kafka_security_protocol="SASL_PLAINTEXT", kafka_sasl_mechanism="SCRAM-SHA-512", kafka_sasl_username="u",
-            kafka_sasl_password="secret",  # noqa: S106 - not one
+            kafka_sasl_password="secret",
         )  # fmt: skip
         assert "secret" not in repr(found)
         assert kafka_client(found) == {

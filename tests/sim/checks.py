@@ -38,7 +38,9 @@ def _fleet(world: World, machine: OrchestratorMachine) -> None:
         for key, lease in one._leases._leases.items():
             leases.add((id(lease.session), one.number, key))
     held = {(id(session), *lease) for session in machine.fleet for lease in session.leases}
-    world.require(held == leases, lambda: f"{machine.name}: sessions hold {held ^ leases} more or less than leased")
+    world.require(
+        held == leases, lambda: f"{machine.name}: sessions hold {held ^ leases} more or less than leased"
+    )
     for session in machine.fleet:
         world.require(
             session.yielding == sum(session.leases.values()),
@@ -46,8 +48,9 @@ def _fleet(world: World, machine: OrchestratorMachine) -> None:
         )
         world.require(
             session.proposed == proposed[id(session)],
-            lambda session=session: f"{machine.name}: {session.key} has {session.proposed} proposed,"
-            f" {proposed[id(session)]} are",
+            lambda session=session: (
+                f"{machine.name}: {session.key} has {session.proposed} proposed, {proposed[id(session)]} are"
+            ),
         )
 
 
@@ -68,7 +71,8 @@ def check_rows(world: World, one: PartitionMachine) -> None:
         if not (family == BACKLOG and key[:1] in (COUNTS, REFUSED))
     }
     world.require(
-        found == wanted, lambda: f"partition {one.number}: rows differ: {set(found.items()) ^ set(wanted.items())}"
+        found == wanted,
+        lambda: f"partition {one.number}: rows differ: {set(found.items()) ^ set(wanted.items())}",
     )
     world.require(
         dict(ready) == one.ready, lambda: f"partition {one.number}: {one.ready} ready counted, {ready} are"
@@ -76,7 +80,7 @@ def check_rows(world: World, one: PartitionMachine) -> None:
 
 
 def check_backlog(world: World, one: PartitionMachine) -> None:
-    """Every ready job is in the window, in the store beyond it, or proposed; every leased one is kept; every debt known."""
+    """Every ready job is in the window, beyond it in the store, or proposed; every lease kept; every debt known."""
     for key, job in all_jobs(one).items():
         if job.state == "ready" and key not in one._proposals:
             window = one._backlog._windows.get(lane_of(job))
@@ -92,9 +96,13 @@ def check_backlog(world: World, one: PartitionMachine) -> None:
                 lambda key=key: f"partition {one.number}: the lease of {key} is not kept",
             )
         else:
-            world.require(lease is None, lambda key=key: f"partition {one.number}: {key} has no lease, but one is kept")
+            world.require(
+                lease is None, lambda key=key: f"partition {one.number}: {key} has no lease, but one is kept"
+            )
         if job.state == "dead" and not job.dead_lettered:
-            world.require(key in one._owed, lambda key=key: f"partition {one.number}: {key} is owed a dead letter")
+            world.require(
+                key in one._owed, lambda key=key: f"partition {one.number}: {key} is owed a dead letter"
+            )
 
 
 def all_jobs(one: PartitionMachine) -> dict[str, Job]:

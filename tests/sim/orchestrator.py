@@ -58,9 +58,13 @@ class OrchestratorProcess:
         for number in range(names.partitions):
             dump = self._disks[number]
             kv = MemoryStore((FOLD, BODIES, META, *FAMILIES)) if dump is None else MemoryStore.load(dump)
-            self._stores.append(PartitionStore(kv, StoreIdentity("sim", names.jobs, number, names.partitions)))
+            self._stores.append(
+                PartitionStore(kv, StoreIdentity("sim", names.jobs, number, names.partitions))
+            )
         self._jobs = [Cursor(world, names.jobs, store.partition, store.next_offset) for store in self._stores]
-        self._ends = {number: world.topics.bounds(names.jobs, number).end for number in range(names.partitions)}
+        self._ends = {
+            number: world.topics.bounds(names.jobs, number).end for number in range(names.partitions)
+        }
         since_ms = world.now_ms - READ_BACK_MS
         self._workers = [
             Cursor(world, names.workers, number, world.topics.offset_at(names.workers, number, since_ms))
@@ -74,7 +78,9 @@ class OrchestratorProcess:
             self.name, self.incarnation, self._stores, self.now(),
             worker_partitions=names.worker_partitions, settle_ms=world.random.choice((0, 1_200)),
         )  # fmt: skip
-        world.note(f"{self.name} starts as {self.incarnation[-5:]} from {[s.next_offset for s in self._stores]}")
+        world.note(
+            f"{self.name} starts as {self.incarnation[-5:]} from {[s.next_offset for s in self._stores]}"
+        )
         world.listen(self, *((names.jobs, number) for number in range(names.partitions)))
         world.listen(self, *((names.workers, number) for number in range(names.worker_partitions)))
         world.listen(self, (names.signals, BROADCAST), (names.quarantine, 0))

@@ -35,7 +35,9 @@ class Producer:
 
     def _job(self, number: int) -> None:
         world, random = self.world, self.world.random
-        steps = [random.choice(("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")) for _ in range(3)] + ["ok"]
+        steps = [
+            random.choice(("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")) for _ in range(3)
+        ] + ["ok"]
         hangs = "hang" in steps
         home = f"~h{random.randint(0, 3)}" if random.random() < 0.2 else ""
         job_id = f"j{number}{home}"
@@ -47,10 +49,14 @@ class Producer:
             payload=Raw(json.dumps({"plan": steps, "ms": random.choice((5, 200, 3_000))}).encode()),
             delay_ms=random.choice((0, 0, 0, 500, 5_000)),
             run_at=START_MS + world.mono_ms + 3_000 if random.random() < 0.1 else 0,
-            expires_at=START_MS + world.mono_ms + random.choice((300, 8_000)) if random.random() < 0.15 else 0,
+            expires_at=START_MS + world.mono_ms + random.choice((300, 8_000))
+            if random.random() < 0.15
+            else 0,
             timeout_ms=4_000 if hangs else 0,
             max_attempts=random.choice((1, 2, 5)),
-            backoff=ev.Backoff(kind=random.choice(("none", "fixed", "exponential")), base_ms=400, max_ms=3_000),
+            backoff=ev.Backoff(
+                kind=random.choice(("none", "fixed", "exponential")), base_ms=400, max_ms=3_000
+            ),
         )
         self._sent.append(event)
         self._put(event, misrouted=world.chance(world.weather.odd_lines / 2))
@@ -75,7 +81,9 @@ class Producer:
         elif kind == "again":
             self._put(event, misrouted=random.random() < 0.5)
         elif kind == "conflict":
-            other = ev.Enqueued(id=event.id, job=event.job, job_type="resize", payload=Raw(b'{"plan":["ok"],"ms":1}'))
+            other = ev.Enqueued(
+                id=event.id, job=event.job, job_type="resize", payload=Raw(b'{"plan":["ok"],"ms":1}')
+            )
             world.after(world.between(0, 3_000), lambda: self._put(other))
         elif kind == "forged":
             lease = ev.Leased(
@@ -84,7 +92,9 @@ class Producer:
             )  # fmt: skip
             world.after(world.between(0, 3_000), lambda: self._put(lease))
         else:
-            done = ev.Succeeded(id=f"forged.{event.job}.s", job=event.job, lease=f"0.0.{random.randint(0, 9)}")
+            done = ev.Succeeded(
+                id=f"forged.{event.job}.s", job=event.job, lease=f"0.0.{random.randint(0, 9)}"
+            )
             world.after(world.between(0, 3_000), lambda: self._put(done))
 
     def _verb(self, event: ev.Enqueued) -> None:

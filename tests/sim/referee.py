@@ -71,7 +71,8 @@ class Referee:
         """A folder's digest of everything below ``offset`` must be this one's."""
         if offset:
             self.world.require(
-                self.digests[number, offset] == digest, f"{who} has another digest of partition {number} at {offset}"
+                self.digests[number, offset] == digest,
+                f"{who} has another digest of partition {number} at {offset}",
             )
 
     def check_outputs(self, who: str, out: Outputs) -> None:
@@ -79,7 +80,8 @@ class Referee:
         for deliveries in out.deliveries.values():
             for delivery in deliveries:
                 self.world.require(
-                    delivery.lease in self.lease_ids, f"{who} delivers {delivery.lease}, which nobody was granted"
+                    delivery.lease in self.lease_ids,
+                    f"{who} delivers {delivery.lease}, which nobody was granted",
                 )
         for signals in out.signals.values():
             for signal in signals:
@@ -113,7 +115,9 @@ class Referee:
         source = parse(event.origin)
         count = self.misrouted.get(event.origin)
         self.world.require(count is not None, f"{event.origin} was forwarded and never misrouted")
-        self.world.require(partition_of(event.job, len(self.folds)) == number, f"{source} was forwarded to {number}")
+        self.world.require(
+            partition_of(event.job, len(self.folds)) == number, f"{source} was forwarded to {number}"
+        )
         self.misrouted[event.origin] = (count or 0) + 1
         self.world.require(self.misrouted[event.origin] == 1, f"{event.origin} was taken twice")
 
@@ -123,20 +127,24 @@ class Referee:
             return
         # Only the memory of verbs may change by a line that was refused.
         same = after is not None and all(
-            getattr(before, name) == getattr(after, name) for name in before.__struct_fields__ if name != "verdicts"
+            getattr(before, name) == getattr(after, name)
+            for name in before.__struct_fields__
+            if name != "verdicts"
         )
         self.world.require(same, lambda: f"a refused line changed a job: {_told(folded)}")
 
     def _accepted(self, number: int, folded: Folded, event: ev.AnyEvent) -> None:
         if isinstance(event, ev.LeaderAnnounced):
             self.world.require(
-                event.supersedes == self.epochs[number], "an announcement superseded an epoch that is not the current one"
+                event.supersedes == self.epochs[number],
+                "an announcement superseded an epoch that is not the current one",
             )
             self.epochs[number] = folded.position
             return
         if event.leader_only:
             self.world.require(
-                event.epoch == self.epochs[number], lambda: f"a line of one that does not lead: {_told(folded)}"
+                event.epoch == self.epochs[number],
+                lambda: f"a line of one that does not lead: {_told(folded)}",
             )
         if isinstance(event, ev.JobEvent):
             self._job(folded, event)
@@ -150,7 +158,9 @@ class Referee:
             world.require(not book.lease, told("two valid leases"))
             world.require(folded.position > book.fence, told("a fence went back"))
             world.require(event.id not in self.lease_ids, told("a lease id came twice"))
-            world.require(event.seen == (folded.before.seen if folded.before else -1), told("a lease on an old state"))
+            world.require(
+                event.seen == (folded.before.seen if folded.before else -1), told("a lease on an old state")
+            )
             self.lease_ids.add(event.id)
             book.lease, book.fence, book.seq = event.id, folded.position, 0
             book.leases += 1
@@ -159,7 +169,9 @@ class Referee:
             if isinstance(event, ev.Progressed):
                 world.require(event.seq > book.seq, told("progress went back"))
                 book.seq = event.seq
-                world.require(job.seen == folded.before.seen if folded.before else False, told("progress moved seen"))
+                world.require(
+                    job.seen == folded.before.seen if folded.before else False, told("progress moved seen")
+                )
         elif isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
@@ -173,11 +185,16 @@ class Referee:
         elif book.cancel and job.state != "active":
             book.cancel = False
         known = self.jobs.get(key)
-        world.require((job.state == "active") == bool(book.lease), told("active without a lease, or the reverse"))
+        world.require(
+            (job.state == "active") == bool(book.lease), told("active without a lease, or the reverse")
+        )
         world.require(0 <= job.attempt <= job.attempts_allowed, told("attempts out of bounds"))
         world.require(known is None or job.time_ms >= known.time_ms, told("a job's time ran backwards"))
         world.require(
-            known is None or known.state not in TERMINAL or known.state == job.state or isinstance(event, ev.RetryRequested),
+            known is None
+            or known.state not in TERMINAL
+            or known.state == job.state
+            or isinstance(event, ev.RetryRequested),
             told("a finished job began again"),
         )
         if job.state == "dead" and not job.dead_lettered:
@@ -195,7 +212,11 @@ class Referee:
             for key, job in self.jobs.items()
             if job.state == "dead" and not job.dead_lettered
         ]
-        found += [f"misrouted line {origin} never arrived" for origin, copies in self.misrouted.items() if not copies]
+        found += [
+            f"misrouted line {origin} never arrived"
+            for origin, copies in self.misrouted.items()
+            if not copies
+        ]
         found += [
             f"partition {fold.partition} keeps {fold.state.misrouted} misrouted lines"
             for fold in self.folds

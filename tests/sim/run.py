@@ -19,6 +19,10 @@ CLEAR_SKY_MS = 240_000
 """How long after the last fault everything may take: lost proposals are given up after 45 s, cancels after 30 s."""
 
 
+LATEST_MS = 26_000
+"""How long after the storm something that began in it may still strike: a sleeper, a late record, a zombie."""
+
+
 class Run:
     """A world and who lives in it."""
 
@@ -27,7 +31,8 @@ class Run:
         self.world = World(seed, self.weather)
         self.referee = Referee(self.world)
         self.orchestrators = [
-            OrchestratorProcess(self.world, self.referee, f"o{number}") for number in range(self.weather.orchestrators)
+            OrchestratorProcess(self.world, self.referee, f"o{number}")
+            for number in range(self.weather.orchestrators)
         ]
         # Each job type has a worker at least, and some can do both.
         self.workers = [
@@ -52,8 +57,8 @@ class Run:
         world.run(self.weather.storm_ms)
         world.clear_up()
         world.note("the sky clears")
-        # What is late still lands, and those that sleep wake: up to a minute later.
-        world.run(self.weather.storm_ms + 62_000, self._all_done if self.weather.calm else lambda: False)
+        # What is late still lands, and those that sleep wake.
+        world.run(self.weather.storm_ms + LATEST_MS, self._all_done if self.weather.calm else lambda: False)
         world.run(world.mono_ms + CLEAR_SKY_MS, self._all_done)
         self._reckon()
         world.stats["virtual ms"] = world.mono_ms
@@ -91,7 +96,7 @@ class Run:
             case "crash":
                 victim.crash()
             case "pause":
-                victim.pause(world.random.choice((1_000, 8_000, 60_000)))
+                victim.pause(world.random.choice((1_000, 8_000, 25_000)))
             case _:
                 victim.replace()
 
@@ -112,7 +117,8 @@ class Run:
                 one.commit()
                 self.referee.compare(one.number, one.store.committed_offset, one.store.digest, process.name)
                 world.require(
-                    one.store.recompute_digest() == one.store.digest, f"{process.name} has damaged rows of {one.number}"
+                    one.store.recompute_digest() == one.store.digest,
+                    f"{process.name} has damaged rows of {one.number}",
                 )
                 checks.check_rows(world, one)
                 if one.role == "leading":
@@ -124,8 +130,11 @@ class Run:
 def simulate(seed: int, weather: Weather | None = None) -> Counter[str]:
     """Run one seed; what happened, by name."""
     run = Run(seed, weather)
-    with mock.patch.multiple(backlog, WINDOW=run.weather.window, REFILL_BELOW=max(1, run.weather.window // 8)):
-        with mock.patch.object(timers, "HORIZON_MS", run.weather.horizon_ms):
-            stats = run.go()
+    window = run.weather.window
+    with (
+        mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)),
+        mock.patch.object(timers, "HORIZON_MS", run.weather.horizon_ms),
+    ):
+        stats = run.go()
     stats["steps"] = run.world.steps
     return stats

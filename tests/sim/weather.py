@@ -40,7 +40,12 @@ class Weather(Struct, frozen=True):
 
     @property
     def calm(self) -> bool:
-        return not (self.append_fault or self.orchestrator_trouble_ms or self.hint_lost)
+        return not any(
+            (
+                self.append_fault, self.hint_lost, self.hint_late, self.crash_in_outputs,
+                self.orchestrator_trouble_ms, self.worker_trouble_ms,
+            )
+        )  # fmt: skip
 
 
 def draw(random: Random) -> Weather:

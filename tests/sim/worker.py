@@ -38,7 +38,7 @@ class Held(Struct):
 
 
 class ModelWorker:
-    """One worker id; each start is a new incarnation. ``stubborn`` ones hear no cancels and no lost leases while it rains."""
+    """One worker id; each start is a new incarnation. ``stubborn`` ones hear no cancel and no lost lease in the rain."""
 
     def __init__(self, world: World, name: str, types: tuple[str, ...], *, stubborn: bool = False) -> None:
         self.world, self.name, self.types, self.stubborn = world, name, types, stubborn
@@ -113,7 +113,7 @@ class ModelWorker:
             self.world.note(f"{self.name} becomes a zombie")
             self.world.deafen(self)
             for lease in list(self.held.values()):
-                self.world.after(self.world.between(500, 60_000), partial(ghost._finish, lease, self._lives))
+                self.world.after(self.world.between(500, 25_000), partial(ghost._finish, lease, self._lives))
             self.alive = False
             ghost._lives = self._lives
             self.world.after(self.world.between(0, 500), self.start)
@@ -208,7 +208,9 @@ class ModelWorker:
         if what == "slow":
             for part in range(1, 4):
                 self.world.after(plan["ms"] * part // 4, partial(self._progress, held, part, self._lives))
-        self.world.after(plan["ms"], partial(self._finish, held, self._lives, "ok" if what == "slow" else what))
+        self.world.after(
+            plan["ms"], partial(self._finish, held, self._lives, "ok" if what == "slow" else what)
+        )
 
     def _progress(self, held: Held, part: int, life: int) -> None:
         if life != self._lives or held.line:
@@ -244,7 +246,9 @@ class ModelWorker:
             error = ev.JobError(code="boom", retryable=what == "fail")
             event = ev.Failed(id=f"{lease}.f", error=error, run_ms=run_ms, **about)
         else:
-            event = ev.Returned(id=f"{lease}.r", reason="surplus" if what == "surplus" else "handed back", **about)
+            event = ev.Returned(
+                id=f"{lease}.r", reason="surplus" if what == "surplus" else "handed back", **about
+            )
         held.line = encode_line(event)
         self._writer.put(delivery.partition, [held.line], partial(self._written, held))
 

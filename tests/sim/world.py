@@ -139,7 +139,7 @@ class World:
         )
         self.stats[f"append {fault.value}"] += 1
         if fault is Fault.LATE_UNKNOWN:
-            self.after(self.between(10, 20_000), lambda: void(self.topics.land_late()))
+            self.after(self.between(10, 15_000), lambda: void(self.topics.land_late()))
         return fault
 
     def append_jobs(self, partition: int, lines: Sequence[bytes]) -> None:
@@ -169,7 +169,9 @@ class World:
 
     def written(self, topic: str, partition: int) -> None:
         if topic == self.names.jobs:
-            self.on_job_record(self.topics.read(topic, partition, self.topics.bounds(topic, partition).end - 1)[0])
+            self.on_job_record(
+                self.topics.read(topic, partition, self.topics.bounds(topic, partition).end - 1)[0]
+            )
         for listener in self.listeners.get((topic, partition), ()):
             listener.wake()
 

@@ -36,21 +36,23 @@ TOPICS = Topics(partitions=2, work_partitions=8)
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - whatever the condition is, nobody tells
             await asyncio.sleep(0.002)
 
 
 def delivery(lease: str = "0.1.1", *, worker: str = "w", payload: object = None, **fields: Any) -> Delivery:
     """A delivery of job ``job-<lease>`` of type ``noop``, other fields as given."""
     given: dict[str, Any] = {
-        "incarnation": "i1", "partition": 0, "job": f"job-{lease}", "job_type": "noop", "queue": "default", "attempt": 1,
-        "max_attempts": 3, "lease_ms": 30_000, "fence": "17",
+        "incarnation": "i1", "partition": 0, "job": f"job-{lease}", "job_type": "noop", "queue": "default",
+        "attempt": 1, "max_attempts": 3, "lease_ms": 30_000, "fence": "17",
     }  # fmt: skip
     if "checkpoint" in fields:
         fields["checkpoint"] = Raw(msgspec.json.encode(fields["checkpoint"]))
     if "metadata" in fields:
         fields["metadata"] = Raw(msgspec.json.encode(fields["metadata"]))
-    return Delivery(worker=worker, lease=lease, payload=Raw(msgspec.json.encode(payload)), **{**given, **fields})
+    return Delivery(
+        worker=worker, lease=lease, payload=Raw(msgspec.json.encode(payload)), **{**given, **fields}
+    )
 
 
 class FakeTransport:
@@ -178,7 +180,9 @@ def profile(**fields: Any) -> WorkerProfile:
 
 def succeeded(lease: HeldLease, result: object = None) -> Succeeded:
     item = lease.delivery
-    return Succeeded(id=f"{item.lease}.s", job=item.job, lease=item.lease, result=Raw(msgspec.json.encode(result)))
+    return Succeeded(
+        id=f"{item.lease}.s", job=item.job, lease=item.lease, result=Raw(msgspec.json.encode(result))
+    )
 
 
 class Leader:
@@ -190,7 +194,12 @@ class Leader:
         self._leases = 0
 
     async def beat(self, backlog: dict[str, int] | None = None, **fields: Any) -> None:
-        beat = Beat(orchestrator=self.name, incarnation=fields.pop("incarnation", self.name), backlog=backlog or {}, **fields)
+        beat = Beat(
+            orchestrator=self.name,
+            incarnation=fields.pop("incarnation", self.name),
+            backlog=backlog or {},
+            **fields,
+        )
         await self.log.append(self.topics.signals, BROADCAST, encode_messages([beat]))
 
     async def signal(self, worker: str, *signals: Signal, route: str = "") -> None:
@@ -234,7 +243,13 @@ class Leader:
         ]
         await self.log.append(self.topics.jobs, partition, b"\n".join(encode_line(line) for line in lines))
         return delivery(
-            lease, worker=beat.worker, job=job, partition=partition, incarnation=beat.incarnation, via=beat.via, **fields
+            lease,
+            worker=beat.worker,
+            job=job,
+            partition=partition,
+            incarnation=beat.incarnation,
+            via=beat.via,
+            **fields,
         )
 
     async def deliver(self, deliveries: Iterable[Delivery], *, route: str = "") -> None:

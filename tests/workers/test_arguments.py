@@ -182,7 +182,9 @@ def test_signatures_that_no_payload_can_fill(function: Any) -> None:
         (number, (5,), {}, 5),
     ],
 )
-def test_calls_become_payloads(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], payload: object) -> None:
+def test_calls_become_payloads(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], payload: object
+) -> None:
     assert Arguments(function).payload_of(args, kwargs) == payload
 
 

@@ -87,7 +87,9 @@ def test_a_share_is_moved_only_after_its_loss_was_acknowledged() -> None:
     world.held["a"] = 5
     world.credits.acknowledged("a", world.seq, 5)
     world.settle()
-    assert world.credits.publish(world.seq + 2)["b"] == 5, "an acknowledgement of an older heartbeat says nothing"
+    assert world.credits.publish(world.seq + 2)["b"] == 5, (
+        "an acknowledgement of an older heartbeat says nothing"
+    )
     world.credits.acknowledged("a", world.seq + 1, 5)
     world.settle()
     assert world.credits.publish(world.seq + 3)["b"] == 5, "a still holds five"
@@ -182,7 +184,7 @@ def test_c1_credits_never_exceed_capacity_and_nobody_starves(seed: int) -> None:
         if dice.random() < 0.1:
             world.backlog[dice.choice(names)] += dice.randint(1, 40)
         world.settle()
-        world.heartbeat(*(name for name in names if dice.random() < 0.7) or [names[0]])
+        world.heartbeat(*([name for name in names if dice.random() < 0.7] or names[:1]))
         for name in names:
             world.lease(name)
             world.finish(name, dice.randint(0, 5))

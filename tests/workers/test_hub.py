@@ -122,11 +122,15 @@ async def test_an_outcome_whose_write_fails_is_written_again(world: World) -> No
     session, recipient = await world.session(hub)
     await world.leader.deliver([delivery("0.1.1")])
     await until(lambda: recipient.leases)
-    world.log.topics.arm(Fault.REFUSED, Fault.WRITTEN_UNKNOWN, Fault.LOST_UNKNOWN, topic=TOPICS.jobs, partition=0)
+    world.log.topics.arm(
+        Fault.REFUSED, Fault.WRITTEN_UNKNOWN, Fault.LOST_UNKNOWN, topic=TOPICS.jobs, partition=0
+    )
     lease = recipient.leases["0.1.1"]
     session.finish(lease, succeeded(lease))
     assert await hub.flush(10_000) == 0
-    assert [line.id for line in world.leader.lines(Succeeded)] == ["0.1.1.s"] * 2, "the same id, so one is a duplicate"
+    assert [line.id for line in world.leader.lines(Succeeded)] == ["0.1.1.s"] * 2, (
+        "the same id, so one is a duplicate"
+    )
     assert session.held == {}
 
 

@@ -84,7 +84,9 @@ def test_what_is_wrong_with_a_module_is_said(folder: Path, name: str, content: s
         load_app(name)
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent", "no module"), ("absent.deep", "no module"), ("absent.py", "no file")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("absent", "no module"), ("absent.deep", "no module"), ("absent.py", "no file")]
+)
 def test_a_module_that_is_not_there(folder: Path, name: str, message: str) -> None:
     with pytest.raises(AppInvalid, match=message):
         load_app(name)

@@ -1,4 +1,4 @@
-"""One worker's session: which messages are for it, what it tells, what it remembers. Named after the protocol's rules."""
+"""One worker's session: which messages are for it, what it tells and remembers. Named after the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ class World:
         self.recipient = FakeRecipient()
         via = str(fields.pop("via", ""))
         self.session = Session(
-            profile(**fields), self.recipient, self.outlet, via=via, route=3, wall_ms=lambda: 1_700_000_000_000
+            profile(**fields),
+            self.recipient,
+            self.outlet,
+            via=via,
+            route=3,
+            wall_ms=lambda: 1_700_000_000_000,
         )
 
     def beat(self, after_ms: float = 2_000) -> Heartbeat:
@@ -45,7 +50,9 @@ def test_d1_what_is_for_another_worker_incarnation_or_gateway_is_dropped(other: 
     world = World()
     world.session.deliver([delivery("0.1.1", **other), delivery("0.1.2")])
     assert world.recipient.received == ["0.1.2"]
-    world.session.signal(CancelJob(job="j", lease="0.1.2", **{"worker": "w", "incarnation": "i1", "via": "", **other}))
+    world.session.signal(
+        CancelJob(job="j", lease="0.1.2", **{"worker": "w", "incarnation": "i1", "via": "", **other})
+    )
     assert world.recipient.cancelled == ([] if "worker" not in other else ["0.1.2"])
 
 
@@ -57,7 +64,9 @@ def test_d2_every_heartbeat_names_a_lease_until_the_log_has_its_outcome() -> Non
     assert {held.lease for held in world.beat().holding} == {"0.1.1", "1.1.1"}
     world.write()
     holding = world.beat().holding
-    assert [(held.partition, held.job_key, held.lease) for held in holding] == [(1, "default/job-1.1.1", "1.1.1")]
+    assert [(held.partition, held.job_key, held.lease) for held in holding] == [
+        (1, "default/job-1.1.1", "1.1.1")
+    ]
 
 
 def test_d2_a_lease_that_comes_twice_is_run_once() -> None:
@@ -92,6 +101,25 @@ def test_d5_run_time_is_told_and_waiting_is_not_run_time() -> None:
     assert world.beat().holding[0].run_ms == 0
     world.recipient.leases["0.1.1"].started_ms = world.outlet.time_ms
     assert world.beat(2_000).holding[0].run_ms == 2_000
+
+
+def test_a_start_is_told_soon_for_the_attempt_counts_only_from_then_on() -> None:
+    world = World()
+    world.session.deliver([delivery("0.1.1"), delivery("0.1.2")])
+    world.beat()
+    world.outlet.time_ms += 300
+    world.session.tick(world.outlet.time_ms)
+    assert world.session.due_ms() > world.outlet.time_ms, "nothing was started"
+    world.recipient.leases["0.1.1"].started_ms = world.outlet.time_ms
+    world.outlet.time_ms += 100
+    world.session.tick(world.outlet.time_ms)
+    assert world.session.due_ms() <= world.outlet.time_ms
+    beat = world.beat(0)
+    assert not beat.partial
+    assert [held.run_ms for held in beat.holding] == [100, 0]
+    world.outlet.time_ms += 300
+    world.session.tick(world.outlet.time_ms)
+    assert world.session.due_ms() > world.outlet.time_ms, "once is enough"
 
 
 def test_d6_a_cancel_that_comes_before_its_delivery_is_kept() -> None:
@@ -181,7 +209,12 @@ def test_shares_move_with_acknowledgements() -> None:
     assert world.session.demand() == frozenset({"noop"})
     world.session.signal(
         Acknowledged(
-            worker="w", incarnation="i1", orchestrator="a", orchestrator_incarnation="o1", seq=beat.seq, outstanding=0
+            worker="w",
+            incarnation="i1",
+            orchestrator="a",
+            orchestrator_incarnation="o1",
+            seq=beat.seq,
+            outstanding=0,
         )
     )
     assert world.beat().credits == {"o1": 1, "o2": 3}

@@ -49,7 +49,12 @@ async def test_a_task_is_still_its_function() -> None:
     assert await resize(Image(url="u")) == "u@100"
     assert plain("a", 2) == "a2"
     assert resize.__doc__ == "Makes it smaller."
-    assert (resize.name, resize.is_async, plain.name, plain.is_async) == ("image.resize", True, "plain", False)
+    assert (resize.name, resize.is_async, plain.name, plain.is_async) == (
+        "image.resize",
+        True,
+        "plain",
+        False,
+    )
     assert repr(plain) == "<task plain>"
 
 
@@ -97,7 +102,9 @@ async def test_a_call_that_does_not_fit_sends_nothing() -> None:
     assert server.bodies == []
 
 
-async def test_without_a_client_the_server_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_client_the_server_of_the_environment_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[str] = []
 
     class Recorded(AsyncClient):
@@ -114,7 +121,9 @@ def generator() -> Any:
     yield 1
 
 
-@pytest.mark.parametrize(("function", "name"), [(generator, "g"), (plain.function, "no spaces"), (plain.function, "")])
+@pytest.mark.parametrize(
+    ("function", "name"), [(generator, "g"), (plain.function, "no spaces"), (plain.function, "")]
+)
 def test_what_cannot_be_a_task(function: Any, name: str) -> None:
     with pytest.raises(TaskInvalid):
         Task(function, name, {})

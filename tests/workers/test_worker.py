@@ -5,44 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, field_validator
 
-from penstock.schemas.errors import LeaseLost, TooLarge
-from penstock.schemas.events import Failed, Returned, Succeeded
+from penstock.schemas.events import Failed, Succeeded
 from penstock.schemas.limits import MAX_RESULT_BYTES
-from penstock.workers.app import AnyTask
 from penstock.workers.context import Context
 from penstock.workers.errors import AppInvalid, JobStopped, NonRetryable, RetryLater
 from penstock.workers.runtime import Worker
-from penstock.workers.runtimes import MEASURED_FROM
 from penstock.workers.task import task
-from tests.workers.fakes import FakeTransport, delivery, until
+from tests.workers.bench import job, roomy, running
+from tests.workers.fakes import FakeTransport, until
 
 TICK_S = 0.05
-
-
-@asynccontextmanager
-async def running(*tasks: AnyTask, **options: Any) -> AsyncIterator[tuple[FakeTransport, Worker]]:
-    transport = FakeTransport()
-    options.setdefault("grace_ms", 0)
-    async with Worker(tasks, transport, **options) as worker:
-        yield transport, worker
-
-
-def job(name: str, lease: str = "0.1.1", payload: object = None, **fields: Any) -> Any:
-    return delivery(lease, payload=payload, job_type=name, **fields)
-
-
-def roomy(worker: Worker, *types: str) -> None:
-    """Let the worker believe that these types are short, so that it holds more than it runs."""
-    for job_type in types:
-        for _ in range(MEASURED_FROM):
-            worker._measure(job_type, 1.0)  # pyright: ignore[reportPrivateUsage]  # as if measured
 
 
 # Results
@@ -60,7 +38,9 @@ def shout(text: str) -> dict[str, str]:
 
 @task
 async def returns(what: str) -> Any:
-    return {"nothing": None, "huge": "x" * MAX_RESULT_BYTES, "function": test_results, "nan": float("nan")}[what]
+    return {"nothing": None, "huge": "x" * MAX_RESULT_BYTES, "function": test_results, "nan": float("nan")}[
+        what
+    ]
 
 
 async def test_results() -> None:
@@ -143,7 +123,12 @@ async def test_a_handler_says_when_to_try_again() -> None:
 
 @pytest.mark.parametrize(
     ("how", "code"),
-    [("surrogate", "ValueError"), ("exit", "SystemExit"), ("cancelled", "CancelledError"), ("long", "ValueError")],
+    [
+        ("surrogate", "ValueError"),
+        ("exit", "SystemExit"),
+        ("cancelled", "CancelledError"),
+        ("long", "ValueError"),
+    ],
 )
 async def test_whatever_is_raised_becomes_a_line_that_can_be_written(how: str, code: str) -> None:
     assert (await failure(how)).error.code == code
@@ -343,213 +328,6 @@ async def test_context_variables_do_not_leak_from_job_to_job() -> None:
         for number in range(3):
             transport.give(job("stains", f"0.1.{number}"))
             assert await transport.succeeded(f"0.1.{number}") == "clean"
-
-
-# Order, room
-
-
-async def test_the_most_urgent_runs_first_then_the_oldest() -> None:
-    release = asyncio.Event()
-
-    @task
-    async def first() -> None:
-        await release.wait()
-
-    async with running(first, double, concurrency=1) as (transport, worker):
-        roomy(worker, *worker.profile.types)
-        transport.give(job("first", "gate"))
-        await until(lambda: worker.busy)
-        order = [("low", "low"), ("n1", "normal"), ("n2", "normal"), ("crit", "critical"), ("high", "high")]
-        transport.give(*(job("double", name, {"n": 1}, priority=priority) for name, priority in order))
-        release.set()
-        await until(lambda: len(transport.order) == 6)
-        assert transport.order == ["gate", "crit", "high", "n1", "n2", "low"]
-
-
-async def test_c2_what_there_is_no_room_for_goes_back_the_least_urgent_and_newest_first() -> None:
-    async with running(sleeps, concurrency=1) as (transport, worker):
-        transport.give(job("sleeps", "running"))
-        await until(lambda: worker.busy)
-        roomy(worker, "sleeps")
-        room = worker.capacity - 1
-        transport.give(*(job("sleeps", f"low{number}", priority="low") for number in range(room)))
-        assert transport.outcomes == {}
-        transport.give(job("sleeps", "urgent", priority="critical"))
-        assert await transport.returned(f"low{room - 1}") == "surplus"
-        transport.give(job("sleeps", "newest", priority="low"))
-        assert await transport.returned("newest") == "surplus"
-        assert len(transport.outcomes) == 2
-
-
-async def test_a_job_of_a_type_without_handler_goes_back() -> None:
-    async with running(double) as (transport, _):
-        transport.give(job("unknown"))
-        assert await transport.returned("0.1.1") == "no_handler"
-
-
-async def test_c2_capacity_grows_with_short_jobs_and_shrinks_when_they_get_stuck() -> None:
-    async with running(double, sleeps, concurrency=2) as (transport, worker):
-        for number in range(40):
-            transport.give(job("double", f"0.1.{number}", {"n": number}))
-            await transport.succeeded(f"0.1.{number}")
-        assert worker.capacity > 100
-        many = [job("sleeps", f"1.1.{number}") for number in range(50)]
-        transport.give(*many)
-        await until(lambda: len(transport.outcomes) == 40 + 48)
-        assert {event.reason for event in transport.outcomes.values() if isinstance(event, Returned)} == {"surplus"}
-        assert worker.busy == 2
-
-
-async def test_concurrency_is_the_most_that_runs_at_once() -> None:
-    running_now = 0
-    most = 0
-
-    @task
-    async def counted() -> None:
-        nonlocal running_now, most
-        running_now += 1
-        most = max(most, running_now)
-        await asyncio.sleep(0.001)
-        running_now -= 1
-
-    async with running(counted, concurrency=3) as (transport, worker):
-        roomy(worker, *worker.profile.types)
-        transport.give(*(job("counted", f"0.1.{number}") for number in range(30)))
-        await until(lambda: len(transport.outcomes) == 30)
-    assert most == 3
-
-
-# Context
-
-
-async def seen(handler: Callable[..., Any], **fields: Any) -> tuple[FakeTransport, Any]:
-    made = task(name="it")(handler)
-    async with running(made) as (transport, _):
-        transport.give(job("it", **fields))
-        return transport, await transport.succeeded("0.1.1")
-
-
-async def test_what_a_handler_knows() -> None:
-    async def look(ctx: Context) -> Any:
-        return [
-            ctx.job_id, ctx.job_type, ctx.queue, ctx.attempt, ctx.max_attempts, ctx.lease, ctx.fence, ctx.metadata,
-            ctx.checkpoint, ctx.cancelled, ctx.tenant, ctx.priority, ctx.trace, ctx.deadline is None,
-        ]  # fmt: skip
-
-    _, answer = await seen(look, attempt=2, metadata={"a": 1}, checkpoint={"row": 5})
-    assert answer == [
-        "job-0.1.1", "it", "default", 2, 3, "0.1.1", "17", {"a": 1}, {"row": 5}, False, "default", "normal", "", True,
-    ]  # fmt: skip
-
-
-async def test_the_deadline_is_the_start_plus_the_timeout() -> None:
-    async def look(ctx: Context) -> float:
-        assert ctx.deadline is not None
-        return (ctx.deadline - ctx.started_at).total_seconds()
-
-    _, answer = await seen(look, timeout_ms=90_000)
-    assert answer == 90
-
-
-async def _saves(ctx: Context) -> Any:
-    await ctx.progress(10, "begun", checkpoint={"row": 1})
-    await ctx.save(None)
-    return ctx.checkpoint
-
-
-def _saves_in_thread(ctx: Context) -> Any:
-    ctx.progress(10, "begun", checkpoint={"row": 1})
-    ctx.save(None)
-    return ctx.checkpoint
-
-
-@pytest.mark.parametrize("handler", [_saves, _saves_in_thread])
-async def test_d4_progress_with_a_checkpoint_is_written_before_the_handler_goes_on(handler: Any) -> None:
-    transport, answer = await seen(handler)
-    assert answer is None
-    first, second = transport.told
-    assert (first.id, first.seq, first.percent, first.message) == ("0.1.1.p1", 1, 10, "begun")
-    assert bytes(first.checkpoint or b"") == b'{"row":1}'
-    assert (second.seq, second.percent, bytes(second.checkpoint or b"")) == (2, None, b"null")
-
-
-async def test_progress_without_a_checkpoint_is_told_now_and_then() -> None:
-    async def counts(ctx: Context) -> None:
-        for number in range(1_000):
-            ctx.progress(number / 10)
-        await until(lambda: len(transport.told) == 2)
-
-    made = task(name="counts")(counts)
-    async with running(made) as (transport, _):
-        transport.give(job("counts"))
-        await transport.succeeded("0.1.1")
-    assert [event.percent for event in transport.told] == [0.0, 99.9]
-
-
-async def test_progress_is_kept_within_its_bounds() -> None:
-    async def odd(ctx: Context) -> None:
-        await ctx.progress(150, "m" * 1_000, checkpoint=0)
-
-    transport, _ = await seen(odd)
-    assert (transport.told[0].percent, len(transport.told[0].message)) == (100, 500)
-
-
-async def test_a_checkpoint_that_is_too_large_is_refused() -> None:
-    async def large(ctx: Context) -> str:
-        with pytest.raises(TooLarge):
-            await ctx.save("x" * 200_000)
-        return "refused"
-
-    assert (await seen(large))[1] == "refused"
-
-
-async def test_a_handler_that_saves_with_a_lost_lease_is_told_so() -> None:
-    told: list[str] = []
-
-    def saves(ctx: Context) -> None:
-        while not ctx.cancelled:
-            pass
-        try:
-            ctx.save(1)
-        except LeaseLost:
-            told.append("lost")
-            raise
-
-    made = task(name="saves")(saves)
-    async with running(made) as (transport, worker):
-        (lease,) = transport.give(job("saves"))
-        await until(lambda: worker.busy)
-        transport.lose(lease)
-        await until(lambda: told)
-
-
-async def test_a_save_that_waits_for_the_log_ends_when_the_lease_is_lost() -> None:
-    told: list[str] = []
-
-    def saves(ctx: Context) -> None:
-        try:
-            ctx.save(1)
-        except LeaseLost:
-            told.append("lost")
-
-    made = task(name="saves")(saves)
-    async with running(made) as (transport, worker):
-        transport.hold_progress.clear()
-        (lease,) = transport.give(job("saves"))
-        await until(lambda: worker.busy)
-        transport.lose(lease)
-        await until(lambda: told)
-        transport.hold_progress.set()
-
-
-async def test_the_job_s_logger_carries_its_fields(caplog: pytest.LogCaptureFixture) -> None:
-    async def logs(ctx: Context) -> None:
-        ctx.log.warning("row %d", 5, extra={"row": 5})
-
-    await seen(logs)
-    record = next(record for record in caplog.records if record.name == "penstock.job")
-    assert record.getMessage() == "row 5"
-    assert (record.__dict__["job"], record.__dict__["attempt"], record.__dict__["row"]) == ("job-0.1.1", 1, 5)
 
 
 # Leaving

@@ -1,0 +1,93 @@
+"""In which order a worker runs what it holds, and what it has no room for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.schemas.events import Returned
+from penstock.workers.task import task
+from tests.workers.bench import job, roomy, running
+from tests.workers.fakes import until
+
+
+@task
+async def double(n: int) -> int:
+    return 2 * n
+
+
+@task
+async def sleeps() -> None:
+    await asyncio.sleep(3_600)
+
+
+async def test_the_most_urgent_runs_first_then_the_oldest() -> None:
+    release = asyncio.Event()
+
+    @task
+    async def first() -> None:
+        await release.wait()
+
+    async with running(first, double, concurrency=1) as (transport, worker):
+        roomy(worker, *worker.profile.types)
+        transport.give(job("first", "gate"))
+        await until(lambda: worker.busy)
+        order = [("low", "low"), ("n1", "normal"), ("n2", "normal"), ("crit", "critical"), ("high", "high")]
+        transport.give(*(job("double", name, {"n": 1}, priority=priority) for name, priority in order))
+        release.set()
+        await until(lambda: len(transport.order) == 6)
+        assert transport.order == ["gate", "crit", "high", "n1", "n2", "low"]
+
+
+async def test_c2_what_there_is_no_room_for_goes_back_the_least_urgent_and_newest_first() -> None:
+    async with running(sleeps, concurrency=1) as (transport, worker):
+        transport.give(job("sleeps", "running"))
+        await until(lambda: worker.busy)
+        roomy(worker, "sleeps")
+        room = worker.capacity - 1
+        transport.give(*(job("sleeps", f"low{number}", priority="low") for number in range(room)))
+        assert transport.outcomes == {}
+        transport.give(job("sleeps", "urgent", priority="critical"))
+        assert await transport.returned(f"low{room - 1}") == "surplus"
+        transport.give(job("sleeps", "newest", priority="low"))
+        assert await transport.returned("newest") == "surplus"
+        assert len(transport.outcomes) == 2
+
+
+async def test_a_job_of_a_type_without_handler_goes_back() -> None:
+    async with running(double) as (transport, _):
+        transport.give(job("unknown"))
+        assert await transport.returned("0.1.1") == "no_handler"
+
+
+async def test_c2_capacity_grows_with_short_jobs_and_shrinks_when_they_get_stuck() -> None:
+    async with running(double, sleeps, concurrency=2) as (transport, worker):
+        for number in range(40):
+            transport.give(job("double", f"0.1.{number}", {"n": number}))
+            await transport.succeeded(f"0.1.{number}")
+        assert worker.capacity > 100
+        many = [job("sleeps", f"1.1.{number}") for number in range(50)]
+        transport.give(*many)
+        await until(lambda: len(transport.outcomes) == 40 + 48)
+        assert {event.reason for event in transport.outcomes.values() if isinstance(event, Returned)} == {
+            "surplus"
+        }
+        assert worker.busy == 2
+
+
+async def test_concurrency_is_the_most_that_runs_at_once() -> None:
+    running_now = 0
+    most = 0
+
+    @task
+    async def counted() -> None:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        await asyncio.sleep(0.001)
+        running_now -= 1
+
+    async with running(counted, concurrency=3) as (transport, worker):
+        roomy(worker, *worker.profile.types)
+        transport.give(*(job("counted", f"0.1.{number}") for number in range(30)))
+        await until(lambda: len(transport.outcomes) == 30)
+    assert most == 3
