@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from penstock.api.http import POSITION_HEADER, Operation
 from penstock.api.middleware import Around
 from penstock.api.openapi import document
 from penstock.api.problems import (
+    on_disconnect,
     on_http_error,
     on_penstock_error,
     on_unexpected,
@@ -46,19 +48,20 @@ A write answers with `Penstock-Position`; a read that sends it back sees that wr
 
 def create_app(deps: ApiDeps) -> FastAPI:
     """The application. It owns nothing of ``deps``: whoever made them starts and stops them."""
+    routes = _routes(OPERATIONS)
     app = FastAPI(
         title="Penstock",
         version=deps.version,
-        middleware=_middleware(deps),
+        middleware=_middleware(deps, {route.endpoint: route.path for route in routes}),
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.penstock = deps
-    app.router.routes[:0] = _routes(OPERATIONS)
+    app.router.routes[:0] = routes
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_unexpected)
     made: dict[str, Any] = {}
 
@@ -88,25 +91,23 @@ def _route(path: str, operations: list[Operation]) -> Route:
         return await by_method[request.method](request)
 
     endpoint = serve if len(operations) > 1 else operations[0].endpoint
-    endpoint.penstock_path = path  # pyright: ignore[reportFunctionMemberAccess]
     return Route(path, endpoint, methods=list(by_method))
 
 
-def _middleware(deps: ApiDeps) -> list[Middleware]:
-    found = [Middleware(Around, metrics=deps.metrics)]
-    if deps.options.cors_origins:
-        found.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(deps.options.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
-                expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
-            )
-        )
-    return found
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The caller has gone: nobody reads this, but it is counted."""
-    return Response(status_code=400)
+def _middleware(deps: ApiDeps, paths: Mapping[Any, str]) -> list[Middleware]:
+    direct = {
+        (operation.method, operation.path): operation.endpoint
+        for operation in OPERATIONS
+        if "{" not in operation.path
+    }
+    around = Middleware(Around, metrics=deps.metrics, direct=direct, paths=paths)
+    if not deps.options.cors_origins:
+        return [around]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(deps.options.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
+        expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
+    )
+    return [cors, around]

@@ -6,7 +6,7 @@ module is its presence on the log, through one :class:`~penstock.workers.hub.Ses
 * **Credit is what is being asked for.** A session's capacity is what its worker holds and what its waiting fetches have
   room for, so nothing is leased to a worker that does not ask.
 * **Only what the client names is renewed.** A grant counts as named when it is handed out, then in each heartbeat,
-  report or fetch that names it; each naming lasts a third of the lease, the interval at which clients should heartbeat.
+  report or fetch that names it. Each naming lasts two fifths of the lease; clients should heartbeat each third of it.
 * **An answer may be lost.** A grant that was handed out and never named since is handed out again by a later fetch, at
   the earliest a second after the first time: the same lease, which a client that has it ignores.
 * **A grant may come late**, when the fetch that wanted it is gone. Another waiting fetch takes it; after a second it is
@@ -136,7 +136,7 @@ class RemoteWorker:
     @property
     def naming_ms(self) -> float:
         """How long a lease is renewed after the client named it."""
-        return self.session.profile.lease_ms / 3
+        return self.session.profile.lease_ms * 2 / 5
 
     def take(self, types: frozenset[str], most: int) -> list[HeldLease]:
         """What can be handed out at once: grants whose answer may have been lost, and late ones."""
@@ -223,22 +223,18 @@ class RemoteWorker:
     def name(self, leases: Iterable[Named]) -> None:
         """The client has these leases: keep them for a while."""
         until_ms = self._hub.now_ms() + self.naming_ms
-        named = False
         for item in leases:
             self._unnamed.pop(item.lease, None)
-            if not self.session.renew(item.lease, until_ms) and not self._adopt(item, until_ms):
-                continue
-            named = True
-        if named:
-            self.session.touch()
+            if not self.session.renew(item.lease, until_ms):
+                self._adopt(item, until_ms)
 
-    def _adopt(self, item: Named, until_ms: float) -> bool:
+    def _adopt(self, item: Named, until_ms: float) -> None:
         """A lease that came through another gateway, or before a restart: name it, and let its leader judge."""
         session = self.session
         partition = partition_of_lease(item.lease, self._hub.topics.partitions)
         known = item.lease in session.finished or item.lease in self._gone
         if not item.job or partition is None or known or session.tombstones.kind(item.lease) == "gone":
-            return False
+            return
         delivery = Delivery(
             worker=session.worker, incarnation=session.incarnation, via=session.via, partition=partition,
             job=item.job, job_type="", queue="", attempt=0, max_attempts=0, lease=item.lease,
@@ -249,7 +245,6 @@ class RemoteWorker:
         lease.renew_until_ms = until_ms
         session.held[item.lease] = lease
         self._resize()
-        return True
 
     def reported(self, lease_id: str) -> None:
         """A report named this lease."""

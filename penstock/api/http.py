@@ -62,9 +62,26 @@ class Operation(Struct, frozen=True, kw_only=True):
         return getattr(self.endpoint, "__name__", "operation")
 
 
+class JsonAnswer(Response):
+    """A JSON body that is encoded already. Its headers are put together without the detours of a general response."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str] | None) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if headers:
+            self.raw_headers += [
+                (name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in headers.items()
+            ]
+
+
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer from msgspec structs and plain values."""
-    return Response(_encode(body), status, headers, JSON)
+    return JsonAnswer(_encode(body), status, headers)
 
 
 # Bodies

@@ -1,15 +1,24 @@
-"""What happens around every request: its id, and that it is counted. Plain ASGI, for a wrapper a request is dear."""
+"""What happens around every request: its id, that it is counted, and a short way to where most of them go.
+
+Plain ASGI, for each wrapper costs every request. Operations at fixed addresses (putting a job in, above all) are served
+from here; what has parameters in its path, the documentation pages and all that is wrong go the framework's longer way.
+"""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.api.http import Endpoint
 from penstock.api.metrics import ApiMetrics
+from penstock.api.problems import on_disconnect, on_penstock_error
 from penstock.client.idgen import new_id
+from penstock.schemas.errors import PenstockError
 
 REQUEST_ID = "penstock.request_id"
 _HEADER = b"x-request-id"
@@ -18,11 +27,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Around:
-    """Gives each request an id (the caller's, if it is a plain one), echoes it, and counts and times the request."""
+    """Gives each request an id (the caller's, if it is a plain one), echoes it, and counts and times the request.
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
+    ``direct`` maps method and path to endpoints that need no routing; ``paths`` tells the pattern of the others' addresses.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, direct: Mapping[tuple[str, str], Endpoint]) -> None:
         self._app = app
         self._metrics = metrics
+        self._direct = direct
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,12 +54,32 @@ class Around:
                 message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
             await send(message)
 
+        endpoint = self._direct.get((scope["method"], scope["path"]))
         try:
-            await self._app(scope, receive, answer)
+            if endpoint is None:
+                await self._app(scope, receive, answer)
+            else:
+                await _serve(endpoint, scope, receive, answer)
         finally:
             # A method is the caller's word, and a metric's labels must be few.
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.requested(method, _route(scope), status, time.perf_counter() - started)
+            route = self._route(scope) if endpoint is None else str(scope["path"])
+            self._metrics.requested(method, route, status, time.perf_counter() - started)
+
+    def _route(self, scope: Scope) -> str:
+        endpoint: Any = scope.get("endpoint")
+        return "none" if endpoint is None else self._paths.get(endpoint, "other")
+
+
+async def _serve(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive, send)
+    try:
+        response = await endpoint(request)
+    except PenstockError as error:
+        response = await on_penstock_error(request, error)
+    except ClientDisconnect as error:
+        response = await on_disconnect(request, error)
+    await response(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -53,10 +87,3 @@ def _request_id(scope: Scope) -> bytes:
         if name == _HEADER and _ALLOWED.match(value):
             return cast(bytes, value)
     return new_id().encode()
-
-
-def _route(scope: Scope) -> str:
-    endpoint: Any = scope.get("endpoint")
-    if endpoint is None:
-        return "none"
-    return str(getattr(endpoint, "penstock_path", None) or getattr(scope.get("route"), "path", "other"))

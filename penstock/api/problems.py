@@ -160,3 +160,8 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
     # This answer is made outside of what gives every other one its request id.
     headers = {"X-Request-ID": request.scope.get("penstock.request_id", "")}
     return respond(request, PenstockError("An unexpected error; the service's log says more."), headers)
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:
+    """The caller has gone: nobody reads this, but it is counted."""
+    return Response(status_code=400)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from penstock.log.port import Log
 from penstock.schemas.errors import LogError
 from penstock.schemas.messages import Heartbeat, decode_reports
@@ -107,6 +109,9 @@ class WorkerRegistry:
             known = self._seen.get(heartbeat.worker)
             if known is not None and _older(heartbeat, known.heartbeat):
                 continue
+            if heartbeat.partial and known is not None:
+                # It says nothing of what is held.
+                heartbeat = msgspec.structs.replace(heartbeat, holding=known.heartbeat.holding)
             self._seen[heartbeat.worker] = Seen(heartbeat, heard_ms, self._clock() - age_s)
 
     def forget_silent(self) -> None:

@@ -61,6 +61,7 @@ class ApiService:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
             backlog=1024,
         )

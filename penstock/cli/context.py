@@ -67,5 +67,8 @@ def cli_of(ctx: typer.Context, output: OutputFormat | None = None, **flags: Any)
     own = {name: value for name, value in flags.items() if value not in (None, [], ())}
     all_flags = {**given.flags, **own}
     settings = load(given.config, **all_flags)
-    set_up(settings.log_level if "log_level" in settings.model_fields_set else "warning", settings.log_format)
+    # A command says itself what went wrong; what libraries log on the way is for those who ask.
+    set_up(
+        settings.log_level if "log_level" in settings.model_fields_set else "critical", settings.log_format
+    )
     return Cli(settings, Printer(output or given.output or "table"), frozenset(all_flags))

@@ -219,7 +219,7 @@ class PartitionFold:
             folded.reason = f"{kind.__name__} is not in force under rules {self.state.rules}"
         elif not event.id and kind is not ev.Enqueued:
             folded.reason = "the event has no id"
-        elif event.leader_only and event.epoch != self.state.epoch:
+        elif event.leader_only and (event.epoch != self.state.epoch or event.epoch < 0):
             folded.outcome, folded.reason = "stale", "written by one that does not lead"
         elif isinstance(event, ev.JobEvent):
             self._job_event(event, folded)

@@ -56,6 +56,13 @@ class Courier:
         )
         out.deliveries[job.priority, session.route, session.worker].append(delivery)
 
+    def withdraw(self, job: Job, session: Session, out: Outputs) -> None:
+        """Take back a delivery of this very step: its job is to be stopped."""
+        place = (job.priority, session.route, session.worker)
+        left = [delivery for delivery in out.deliveries.pop(place, []) if delivery.lease != job.lease]
+        if left:
+            out.deliveries[place] = left
+
     def lease_gone(
         self, session: Session, incarnation: str, job_id: str, tenant: str, lease: str, reason: GoneReason, out: Outputs
     ) -> None:

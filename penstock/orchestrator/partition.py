@@ -196,6 +196,7 @@ class PartitionMachine:
             lease = self._leases.get(before.key)
             if after.cancel and not before.cancel and lease is not None:
                 lease.cancel_ms = now.mono_ms + CANCEL_GRACE_MS
+                self._courier.withdraw(after, lease.session, out)
                 self._courier.cancel(after, lease.session, out)
             return
         lease = self._leases.end(before.key)

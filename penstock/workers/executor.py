@@ -28,7 +28,7 @@ from penstock.workers.run import Run
 from penstock.workers.task import Task
 
 YIELD_MS = 5
-"""A runner lets others have the loop after so long, however short its jobs are."""
+"""Runners together let others have the loop after so long, however short their jobs are."""
 
 STOP_MS: Mapping[StopReason, int] = {"timeout": 1_000, "cancelled": 20_000, "shutdown": 2_000, "lost": 0}
 """How long a handler that was told to stop may take before its outcome is told without it."""
@@ -65,6 +65,7 @@ class Executor:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._threads: ThreadPoolExecutor | None = None
         self._closing = False
+        self._slice_began_ms: float | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.started_ms = now_ms()
@@ -174,23 +175,30 @@ class Executor:
         runner = asyncio.current_task()
         assert runner is not None
         before = contextvars.copy_context()
-        since_ms = self._now_ms()
         while not self._closing:
             lease = self.backlog.take()
             if lease is None:
                 await self._rest()
-                since_ms = self._now_ms()
                 continue
             now_ms = self._now_ms()
-            if now_ms - since_ms > YIELD_MS:
+            if self._slice_over(now_ms):
                 self.backlog.put_back(lease)
                 await asyncio.sleep(0)
-                since_ms = self._now_ms()
                 continue
             await self._run(lease, runner, now_ms)
             if contextvars.copy_context() != before:
                 self._spawn(clean)
                 return
+
+    def _slice_over(self, now_ms: float) -> bool:
+        """Whether the runners have had this round of the event loop for long enough."""
+        if self._slice_began_ms is None:
+            self._slice_began_ms = now_ms
+            asyncio.get_running_loop().call_soon(self._next_slice)
+        return now_ms - self._slice_began_ms > YIELD_MS
+
+    def _next_slice(self) -> None:
+        self._slice_began_ms = None
 
     async def _rest(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

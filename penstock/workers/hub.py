@@ -85,7 +85,7 @@ class SessionHub:
         self._roster = Roster()
         self._writer = OutcomeWriter(Bundler(log, topics.jobs))
         self._pulses = [Pulse(log, topics, number, now_ms) for number in range(topics.worker_partitions)]
-        self._tail: Tail = log.tail({})
+        self._opened: Tail | None = None
         self._routes: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None] | None = None
@@ -95,8 +95,8 @@ class SessionHub:
     async def __aenter__(self) -> Self:
         self._failure = asyncio.get_running_loop().create_future()
         end = (await self._log.bounds(self.topics.signals, BROADCAST)).end
-        self._tail = self._log.tail({(self.topics.signals, BROADCAST): end})
-        await self._tail.__aenter__()
+        tail = self._log.tail({(self.topics.signals, BROADCAST): end})
+        self._opened = await tail.__aenter__()
         self._spawn("hub-tail", self._read())
         self._spawn("hub-tick", self._tick())
         for pulse in self._pulses:
@@ -113,7 +113,8 @@ class SessionHub:
             session.closed = True
         self.sessions.clear()
         await self._writer.close()
-        await self._tail.__aexit__(None, None, None)
+        if self._opened is not None:
+            await self._opened.__aexit__(None, None, None)
         if not self.failure.done():
             self.failure.cancel()
 
@@ -175,6 +176,11 @@ class SessionHub:
         return self._now_ms()
 
     # Reading
+
+    @property
+    def _tail(self) -> Tail:
+        assert self._opened is not None, "the hub is not entered"
+        return self._opened
 
     async def _follow(self, route: int) -> None:
         users = self._routes.get(route, 0)

@@ -103,7 +103,8 @@ class Session:
         self.closed = False
         self._outlet = outlet
         self._wall_ms = wall_ms
-        self._seq = 0
+        self._seq = wall_ms()
+        """Begins with the clock: a session that is opened again under its old incarnation is no late news."""
         self._dirty = True
         self._sent_ms = -math.inf
         self._full_ms = -math.inf

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
-from typing import Any
 
-import click
 import pytest
-import typer.main
+from typer.testing import CliRunner
 
 from penstock.cli.main import app
 from penstock.cli.settings import ENV_PREFIX, Settings, load
@@ -21,16 +20,10 @@ DOCKERFILE = ROOT / "Dockerfile"
 OURS = (*ROLES, "cli")
 
 
-def parsed(arguments: list[str]) -> click.Context:
-    """The context that the command line makes of arguments; UsageError when it does not know them."""
-    command: Any = typer.main.get_command(app)
-    context = command.make_context(
-        "penstock", ["--help"] if not arguments else list(arguments), resilient_parsing=True
-    )
-    while isinstance(context.command, click.Group) and (rest := [*context.protected_args, *context.args]):
-        name, command, rest = context.command.resolve_command(context, rest)
-        context = command.make_context(name, rest, parent=context, resilient_parsing=True)
-    return context
+def understood(arguments: list[str]) -> bool:
+    """Whether the command line knows this command and all its flags: help is asked for once they have been read."""
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    return result.exit_code == 0 and (not arguments or arguments[0] in result.output)
 
 
 def test_it_has_what_a_cluster_needs() -> None:
@@ -41,14 +34,13 @@ def test_it_has_what_a_cluster_needs() -> None:
 @pytest.mark.parametrize("name", ROLES)
 def test_commands_are_the_cli_s_own(name: str) -> None:
     arguments = services()[name]["command"]
-    context = parsed(arguments)
-    assert context.info_name == arguments[0] == name.removesuffix("-1").removesuffix("-2")
-    assert not context.args, f"not understood: {context.args}"
+    assert arguments[0] == name.removesuffix("-1").removesuffix("-2")
+    assert understood(arguments)
 
 
-def test_a_flag_that_does_not_exist_would_be_found() -> None:
-    with pytest.raises(click.UsageError):
-        parsed(["worker", "--no-such-flag"])
+@pytest.mark.parametrize("arguments", [["worker", "--no-such-flag"], ["no-such-command"]])
+def test_what_does_not_exist_would_be_found(arguments: list[str]) -> None:
+    assert not understood(arguments)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -171,4 +163,4 @@ def test_the_file_says_how_to_use_it() -> None:
     commands = re.findall(r"docker compose run --rm cli (.*?)[`\n]", COMPOSE.read_text())
     assert commands
     for command in commands:
-        parsed(["enqueue"] if command.startswith("enqueue") else command.split())
+        assert understood(shlex.split(command)), command

@@ -114,7 +114,8 @@ async def test_counts_in_every_direction_and_what_nobody_handles(api: Bench) -> 
 async def test_live_workers_are_those_that_beat(api: Bench) -> None:
     holding = (Holding(0, "default/x", "0.0.1"),)
     await beat(api, seq=2, pool="gpu", concurrency=8, busy=3, holding=holding, host="h", version="1")
-    # Late news, and an older life of it.
+    # One that says nothing of what is held; late news; and an older life of it.
+    await beat(api, seq=3, pool="gpu", concurrency=8, busy=3, partial=True, host="h", version="1")
     await beat(api, seq=1, pool="late")
     await beat(api, incarnation="i0", seq=9, pool="older")
     await beat(api, "gone", leaving=True)

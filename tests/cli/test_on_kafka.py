@@ -46,7 +46,8 @@ class Roles:
             arguments = (*arguments, "--health-port", str(self.health[role]))
         process = self.processes[role] = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli.main", role, *arguments],
-            cwd=self.folder, env=environment(**self.settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=self.folder, env=environment(**self.settings), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
         said = process.stdout.readline()

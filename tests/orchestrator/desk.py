@@ -18,7 +18,16 @@ from penstock.orchestrator.rows import FAMILIES
 from penstock.schemas import events as ev
 from penstock.schemas.codec import bundle, decode_line, encode_line
 from penstock.schemas.ids import partition_of
-from penstock.schemas.messages import Acknowledged, Delivery, Echo, Heartbeat, Holding, LeaseGone, Report, Signal
+from penstock.schemas.messages import (
+    Acknowledged,
+    Delivery,
+    Echo,
+    Heartbeat,
+    Holding,
+    LeaseGone,
+    Report,
+    Signal,
+)
 from penstock.state.partition_store import BODIES, FOLD, META, PartitionStore, StoreIdentity
 
 START_MS = 1_700_000_000_000
@@ -45,7 +54,9 @@ class Desk:
 
     # Orchestrators
 
-    def orchestrator(self, name: str = "o", stores: list[PartitionStore] | None = None) -> OrchestratorMachine:
+    def orchestrator(
+        self, name: str = "o", stores: list[PartitionStore] | None = None
+    ) -> OrchestratorMachine:
         """A machine that has read nothing yet, but may lead once it has."""
         stores = stores or [memory_store(number, self.partitions) for number in range(self.partitions)]
         self.stores[name] = stores
@@ -98,7 +109,9 @@ class Desk:
             done.append(self.step(name, forwarded=done[-1].forwards))
         return done
 
-    def pass_ms(self, duration_ms: int, name: str = "o", *reports: Report, hearing: bool = True) -> list[Outputs]:
+    def pass_ms(
+        self, duration_ms: int, name: str = "o", *reports: Report, hearing: bool = True
+    ) -> list[Outputs]:
         """Let time go by in steps of 250 ms, with the orchestrator's echo unless it is deaf."""
         done: list[Outputs] = []
         for _ in range(0, duration_ms, 250):
@@ -136,7 +149,9 @@ class Desk:
 
     # Workers
 
-    def heartbeat(self, worker: str = "w", credits: int = 10, holding: Iterable[tuple[str, int]] = (), **more: Any) -> Heartbeat:
+    def heartbeat(
+        self, worker: str = "w", credits: int = 10, holding: Iterable[tuple[str, int]] = (), **more: Any
+    ) -> Heartbeat:
         """The next heartbeat; ``holding`` are jobs whose present lease it names, each with its ``run_ms``."""
         self._seq[worker] += 1
         names = more.pop("leads", ("o",))
@@ -164,7 +179,13 @@ def deliveries(*outputs: Outputs) -> list[Delivery]:
 
 
 def signals(kind: type[Any], *outputs: Outputs) -> list[Any]:
-    return [signal for out in outputs for some in out.signals.values() for signal in some if isinstance(signal, kind)]
+    return [
+        signal
+        for out in outputs
+        for some in out.signals.values()
+        for signal in some
+        if isinstance(signal, kind)
+    ]
 
 
 def gone(*outputs: Outputs) -> list[tuple[str, str]]:

@@ -64,6 +64,8 @@ class Producer:
             self._odd(event)
         if world.chance(world.weather.verbs):
             world.after(world.between(0, 8_000), lambda: self._verb(event))
+        if world.chance(world.weather.verbs / 2):
+            world.after(world.between(0, 12), lambda: self._change_of_mind(event))
 
     def _put(self, event: ev.Event, *, misrouted: bool = False) -> None:
         count = self.world.names.partitions
@@ -96,6 +98,15 @@ class Producer:
                 id=f"forged.{event.job}.s", job=event.job, lease=f"0.0.{random.randint(0, 9)}"
             )
             world.after(world.between(0, 3_000), lambda: self._put(done))
+
+    def _change_of_mind(self, event: ev.Enqueued) -> None:
+        """Cancelled and wanted again at once, with luck just while it is being leased."""
+        about = {"job": event.job, "of": event.id, "not_after": self.world.now_ms + 60_000}
+        lines = [
+            encode_line(ev.CancelRequested(id=f"oh.{event.job}", **about)),
+            encode_line(ev.RetryRequested(id=f"ah.{event.job}", **about)),
+        ]
+        self._writer.put(partition_of(event.job, self.world.names.partitions), lines)
 
     def _verb(self, event: ev.Enqueued) -> None:
         world, random = self.world, self.world.random

@@ -23,6 +23,11 @@ from tests.sim.world import World
 HOLDERS = (ev.Progressed, ev.Succeeded, ev.Failed, ev.Returned)
 ENDS = (ev.Succeeded, ev.Failed, ev.Returned, ev.LeaseExpired, ev.Cancelled)
 
+# Not asked of the events themselves: this is a second opinion.
+LEADERS = (
+    ev.Due, ev.Expired, ev.Leased, ev.LeaseExpired, ev.Cancelled, ev.DeadLettered, ev.Forgotten, ev.Forwarded,
+)  # fmt: skip
+
 
 class Book(Struct):
     """What the referee remembers of a job."""
@@ -48,6 +53,7 @@ class Referee:
         self.jobs: dict[str, Job] = {}
         self.epochs = [-1] * count
         self.lease_ids: set[str] = set()
+        self.verbs: set[str] = set()
         self.misrouted: dict[str, int] = {}
         """Origin of each misrouted line, and how many copies of it were taken in its partition."""
         self.quarantined: set[tuple[int, int]] = set()
@@ -141,9 +147,9 @@ class Referee:
             )
             self.epochs[number] = folded.position
             return
-        if event.leader_only:
+        if isinstance(event, LEADERS):
             self.world.require(
-                event.epoch == self.epochs[number],
+                event.epoch == self.epochs[number] >= 0,
                 lambda: f"a line of one that does not lead: {_told(folded)}",
             )
         if isinstance(event, ev.JobEvent):
@@ -172,7 +178,10 @@ class Referee:
                 world.require(
                     job.seen == folded.before.seen if folded.before else False, told("progress moved seen")
                 )
-        elif isinstance(event, ev.CancelRequested):
+        elif isinstance(event, ev.CancelRequested | ev.RetryRequested):
+            world.require(event.id not in self.verbs, told("a verb had its effect twice"))
+            self.verbs.add(event.id)
+        if isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
             book.cancel = False

@@ -38,7 +38,7 @@ class Held(Struct):
 
 
 class ModelWorker:
-    """One worker id; each start is a new incarnation. ``stubborn`` ones hear no cancel and no lost lease in the rain."""
+    """One worker id; each start is a new incarnation. ``stubborn`` ones hear no cancels or lost leases in rain."""
 
     def __init__(self, world: World, name: str, types: tuple[str, ...], *, stubborn: bool = False) -> None:
         self.world, self.name, self.types, self.stubborn = world, name, types, stubborn

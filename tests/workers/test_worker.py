@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -427,3 +428,27 @@ async def test_a_validator_that_breaks_fails_only_its_job() -> None:
         assert (error.code, error.retryable) == ("invalid_payload", False)
         transport.give(job("double", "0.1.2", {"n": 1}))
         assert await transport.succeeded("0.1.2") == 2
+
+
+async def test_a_runner_lets_others_have_the_loop_however_short_its_jobs_are() -> None:
+    turns = 0
+
+    @task
+    async def short() -> None:
+        until_s = time.perf_counter() + 0.002
+        while time.perf_counter() < until_s:
+            pass
+
+    async def ticker() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with running(short, concurrency=30) as (transport, _):
+        ticking = asyncio.create_task(ticker())
+        transport.give(*(job("short", f"0.1.{number}") for number in range(30)))
+        before = turns
+        await until(lambda: len(transport.outcomes) == 30)
+        assert turns - before > 3
+        ticking.cancel()

@@ -1,0 +1,135 @@
+"""The simulator bites: each of these mistakes, made on purpose, is found within a few seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pytest import MonkeyPatch
+
+from penstock.core import effects, job
+from penstock.core.partition import PartitionFold
+from penstock.orchestrator import partition
+from penstock.orchestrator.backlog import Backlog
+from penstock.orchestrator.partition import PartitionMachine
+from penstock.orchestrator.timers import Timers
+from penstock.schemas import events as ev
+from tests.sim.run import simulate
+from tests.sim.weather import Weather
+
+# Mistakes are made inside of modules.
+# pyright: reportPrivateUsage=false
+
+SEEDS = range(5_000, 5_040)
+STORM = Weather(
+    storm_ms=12_000, orchestrators=3, workers=3, jobs=30, append_fault=0.15, hint_lost=0.1, hint_doubled=0.1,
+    hint_late=0.15, crash_in_outputs=0.002, orchestrator_trouble_ms=2_000, worker_trouble_ms=3_000, odd_lines=0.6,
+    verbs=0.6, clock_steps=0.05, foreign_stamps=0.1, give_up=0.2,
+)  # fmt: skip
+
+
+def accept_stale_leases(patch: MonkeyPatch) -> None:
+    for kind in (ev.Succeeded, ev.Failed, ev.Returned):
+        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
+
+
+def compare_with_nothing(patch: MonkeyPatch) -> None:
+    for kind in (ev.Leased, ev.Due, ev.Expired):
+        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
+
+
+def forget_verbs(patch: MonkeyPatch) -> None:
+    patch.setattr(effects, "remember", lambda job, event, outcome: effects.copy_of(job))
+
+
+def believe_any_leader(patch: MonkeyPatch) -> None:
+    for kind in (ev.Leased, ev.Due, ev.Expired, ev.LeaseExpired, ev.DeadLettered, ev.Cancelled):
+        patch.setattr(kind, "leader_only", False)
+
+
+def ask_the_clock_in_the_fold(patch: MonkeyPatch) -> None:
+    fold = PartitionFold.fold
+
+    def at_once(self: PartitionFold, offset: int, time_ms: int, append_time: bool, value: bytes) -> Any:
+        return fold(self, offset, time.monotonic_ns() // 1_000, True, value)
+
+    patch.setattr(PartitionFold, "fold", at_once)
+
+
+def lead_before_the_epoch_is_folded(patch: MonkeyPatch) -> None:
+    def at_once(self: PartitionMachine, now: Any, out: Any) -> None:
+        self._take_over(self.store.state.epoch, now, out)
+
+    patch.setattr(PartitionMachine, "announce", at_once)
+
+
+def deliver_before_the_lease_is_folded(patch: MonkeyPatch) -> None:
+    leased = PartitionMachine.lease
+
+    def at_once(self: PartitionMachine, lanes: Any, session: Any, limit: int, now: Any, out: Any) -> int:
+        known = set(self._proposals)
+        given = leased(self, lanes, session, limit, now, out)
+        for key in self._proposals.keys() - known:
+            waiting = self.store.job(key)
+            assert waiting is not None
+            granted = effects.copy_of(waiting)
+            granted.lease, granted.incarnation = self._proposals[key].lease, session.incarnation
+            self._courier.deliver(granted, session, 0, out)
+        return given
+
+    patch.setattr(PartitionMachine, "lease", at_once)
+
+
+def owe_no_dead_letters_after_takeover(patch: MonkeyPatch) -> None:
+    patch.setattr(partition, "DEAD", b"\xfe")
+
+
+def drop_refused_proposals(patch: MonkeyPatch) -> None:
+    patch.setattr(Backlog, "put_back", lambda self, job: None)
+
+
+def load_no_timers(patch: MonkeyPatch) -> None:
+    patch.setattr(Timers, "_extend", lambda self, now_ms: None)
+
+
+def judge_a_successors_leases(patch: MonkeyPatch) -> None:
+    patch.setattr(partition, "epoch_of", lambda lease: -1)
+
+
+def take_over_within_a_record(patch: MonkeyPatch) -> None:
+    """Rows of some lines miss the batch that holds their offset."""
+    commit = PartitionMachine.commit
+
+    def without_rows(self: PartitionMachine) -> None:
+        if self.role == "following":
+            self.store.commit()
+        else:
+            commit(self)
+
+    patch.setattr(PartitionMachine, "commit", without_rows)
+
+
+MISTAKES: list[Callable[[MonkeyPatch], None]] = [
+    accept_stale_leases,
+    compare_with_nothing,
+    forget_verbs,
+    believe_any_leader,
+    ask_the_clock_in_the_fold,
+    lead_before_the_epoch_is_folded,
+    deliver_before_the_lease_is_folded,
+    owe_no_dead_letters_after_takeover,
+    drop_refused_proposals,
+    load_no_timers,
+    judge_a_successors_leases,
+    take_over_within_a_record,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_is_found(mistake: Callable[[MonkeyPatch], None], monkeypatch: MonkeyPatch) -> None:
+    mistake(monkeypatch)
+    with pytest.raises((AssertionError, KeyError)):
+        for seed in SEEDS:
+            simulate(seed, STORM)
