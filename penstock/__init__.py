@@ -8,14 +8,59 @@ What handlers need is here::
     @task
     async def hello(name: str) -> str:
         return f"Hello, {name}!"
+
+The names are imported when they are first used, so that a process that runs no handlers loads nothing of them.
 """
 
-from penstock.schemas.errors import PenstockError
-from penstock.workers.app import App
-from penstock.workers.context import Context
-from penstock.workers.errors import JobStopped, NonRetryable, RetryLater
-from penstock.workers.task import task
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.client.http import AsyncClient, Client
+    from penstock.schemas.errors import PenstockError
+    from penstock.workers.app import App
+    from penstock.workers.context import Context
+    from penstock.workers.errors import Fatal, HandlerError, JobStopped, NonRetryable, RetryLater
+    from penstock.workers.task import Task, task
 
 __version__ = "0.1.0"
 
-__all__ = ["App", "Context", "JobStopped", "NonRetryable", "PenstockError", "RetryLater", "__version__", "task"]
+__all__ = [
+    "App",
+    "AsyncClient",
+    "Client",
+    "Context",
+    "Fatal",
+    "HandlerError",
+    "JobStopped",
+    "NonRetryable",
+    "PenstockError",
+    "RetryLater",
+    "Task",
+    "__version__",
+    "task",
+]
+
+_HOMES = {
+    "App": "workers.app",
+    "AsyncClient": "client.http",
+    "Client": "client.http",
+    "Context": "workers.context",
+    "Fatal": "workers.errors",
+    "HandlerError": "workers.errors",
+    "JobStopped": "workers.errors",
+    "NonRetryable": "workers.errors",
+    "PenstockError": "schemas.errors",
+    "RetryLater": "workers.errors",
+    "Task": "workers.task",
+    "task": "workers.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"penstock.{home}"), name)

@@ -9,7 +9,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.gateway import Named, RemoteWorker
 from penstock.api.gateway_models import (
     Fetched,
     FetchedJob,
@@ -23,6 +22,7 @@ from penstock.api.gateway_models import (
     ReportRequest,
 )
 from penstock.api.http import Answer, Operation, answer, read_json
+from penstock.api.remote_worker import Named, RemoteWorker
 from penstock.api.reports import Reports
 from penstock.projections.views import time_text
 from penstock.schemas.limits import MAX_RESULT_BYTES

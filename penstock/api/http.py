@@ -7,7 +7,7 @@ make the OpenAPI document (:mod:`penstock.api.openapi`), so that it cannot say a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -179,7 +179,7 @@ def query(request: Request, kind: type[T]) -> T:
             twice.append(FieldError(name, f"{name} is given more than once"))
         if value:
             fields[name] = value
-    known = msgspec.structs.fields(kind)  # pyright: ignore[reportArgumentType]
+    known = msgspec.structs.fields(cast("type[msgspec.Struct]", kind))
     names = {field.encode_name for field in known}
     unknown = [
         FieldError(name, f"{name} is not a parameter here; there are {', '.join(sorted(names)) or 'none'}")

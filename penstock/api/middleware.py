@@ -29,10 +29,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Around:
     """Gives each request an id (the caller's, if it is a plain one), echoes it, and counts and times the request.
 
-    ``direct`` maps method and path to endpoints that need no routing; ``paths`` tells the pattern of the others' addresses.
+    ``direct`` maps method and path to endpoints that need no routing; ``paths`` has the others' address patterns.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics, direct: Mapping[tuple[str, str], Endpoint]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ApiMetrics,
+        direct: Mapping[tuple[str, str], Endpoint],
+        paths: Mapping[Any, str],
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._direct = direct

@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Raw
 
 from penstock.api.deps import ApiDeps
-from penstock.api.gateway import RemoteWorker, partition_of_lease
 from penstock.api.gateway_models import (
     AnyReport,
     FailedReport,
@@ -24,6 +23,7 @@ from penstock.api.gateway_models import (
     ReturnedReport,
     SucceededReport,
 )
+from penstock.api.remote_worker import RemoteWorker, partition_of_lease
 from penstock.client.requests import invalid_field
 from penstock.projections.port import VerdictView
 from penstock.schemas.errors import LeaseLost, LogError, ReadBehind, ReadModelUnavailable

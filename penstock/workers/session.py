@@ -42,6 +42,12 @@ TOLD_AFTER_MS = 100
 FULL_APART_MS = 250
 """But not by more full heartbeats than four a second."""
 
+MAX_HOLDING_BYTES = 700_000
+"""Of leases named in one heartbeat, so that it fits into a record."""
+
+LONGEST_HOLDING_BYTES = 400
+HOLDING_FRAME_BYTES = 32
+
 WorkerSignal = Acknowledged | CancelJob | LeaseGone | Drain
 
 
@@ -324,7 +330,8 @@ class Session:
                 self.touch()
 
     def _holding(self, now_ms: float) -> list[Holding]:
-        return [
+        """What is held, as far as a record has room for it: what waits to start yields, for it is soon done."""
+        found = [
             Holding(
                 lease.delivery.partition, job_key(lease.delivery.tenant, lease.delivery.job), lease_id,
                 lease.run_ms(now_ms),
@@ -332,6 +339,15 @@ class Session:
             for lease_id, lease in self.held.items()
             if self._renews(lease, now_ms)
         ]  # fmt: skip
+        if len(found) * LONGEST_HOLDING_BYTES <= MAX_HOLDING_BYTES:
+            return found
+        found.sort(key=lambda held: held.run_ms == 0)
+        size = 0
+        for number, held in enumerate(found):
+            size += len(held.job_key) + len(held.lease) + HOLDING_FRAME_BYTES
+            if size > MAX_HOLDING_BYTES:
+                return found[:number]
+        return found
 
     def _renews(self, lease: HeldLease, now_ms: float) -> bool:
         if lease.renew_until_ms == -math.inf:

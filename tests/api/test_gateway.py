@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
-from penstock.api.gateway import FORGET_MS, Named, RemoteWorker, partition_of_lease
+from penstock.api import reports
+from penstock.api.gateway import FORGET_MS
+from penstock.api.remote_worker import Named, RemoteWorker, partition_of_lease
+from penstock.log.memory import Fault
 from penstock.schemas.codec import encode_line
+from penstock.schemas.errors import ReadBehind
 from penstock.schemas.events import CancelRequested
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Drain, LeaseGone
 from penstock.workers.transport import WorkerProfile
-from tests.api.harness import PATIENCE_S, Bench, bench, until
+from tests.api.harness import PATIENCE_S, Bench, bench, break_log, mend_log, until
 
 
 def succeeded(job: dict[str, Any], result: Any = None) -> dict[str, Any]:
@@ -399,3 +403,32 @@ def test_partition_of_lease() -> None:
     for text in ["4.0.1", "3.0", "3.0.1.2", "a.0.1", "", "-1.0.1", "٣.0.1", "1." + "9" * 30 + ".1"]:
         assert partition_of_lease(text, 4) is None
     assert Named("1.2.3").job == ""
+
+
+async def test_a_report_whose_verdict_is_late_is_to_be_sent_again(whole: Bench) -> None:
+    await whole.enqueue()
+    [fetched] = await whole.fetch()
+    real = whole.deps.read_model
+
+    class Late:
+        async def verdicts(self, *_: object) -> None:
+            raise ReadBehind(behind=[])
+
+    whole.deps.read_model = Late()  # type: ignore[assignment]
+    assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["unknown"]
+    whole.deps.read_model = real
+    assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["duplicate"]
+
+
+async def test_a_report_that_the_log_does_not_take_is_to_be_sent_again(
+    whole: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "WRITE_S", 0.05)
+    await whole.enqueue()
+    [fetched] = await whole.fetch()
+    break_log(whole, Fault.LOST_UNKNOWN)
+    assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["unknown"]
+    mend_log(whole)
+    monkeypatch.setattr(reports, "WRITE_S", 15.0)
+    [item] = await whole.report(succeeded(fetched))
+    assert item["outcome"] in {"applied", "duplicate"}

@@ -10,6 +10,7 @@ import pytest
 
 from penstock.api.deps import ApiOptions
 from penstock.log.memory import Fault
+from penstock.schemas.errors import ReadBehind
 from penstock.schemas.ids import partition_of
 from tests.api.harness import Bench, bench, break_log, mend_log
 
@@ -284,3 +285,38 @@ async def test_a_bug_is_a_500_that_tells_no_secrets(api: Bench) -> None:
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "r1"
+
+
+async def test_a_log_that_does_not_answer_in_time_is_503_with_the_id(tmp_path: Path) -> None:
+    async with bench(tmp_path, options=ApiOptions(append_wait_ms=20), give_up_ms=600) as api:
+        break_log(api, Fault.LOST_UNKNOWN)
+        answer = await api.http.post("/api/v1/jobs", json={"type": "noop"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "append_unknown")
+        assert answer.json()["job_id"]
+        mend_log(api)
+
+
+async def test_a_given_id_whose_verdict_is_late_is_503_with_the_id(api: Bench) -> None:
+    real = api.deps.read_model
+
+    class Late:
+        async def verdicts(self, *_: object) -> None:
+            raise ReadBehind(behind=[])
+
+    api.deps.read_model = Late()  # type: ignore[assignment]
+    answer = await api.http.post("/api/v1/jobs", json={"type": "noop", "id": "late-1"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (
+        503,
+        "read_behind",
+        "late-1",
+    )
+    bulk = (
+        await api.http.post("/api/v1/jobs/bulk", json=[{"type": "noop", "id": "late-2"}, {"type": "noop"}])
+    ).json()
+    assert [(item["status"], item.get("code")) for item in bulk["items"]] == [
+        ("unknown", "read_behind"), ("accepted", None),
+    ]  # fmt: skip
+    # It was durable all the same.
+    api.deps.read_model = real
+    again = await api.http.post("/api/v1/jobs", json={"type": "noop", "id": "late-1"})
+    assert again.status_code == 200

@@ -12,8 +12,15 @@ from penstock.log.bundler import Bundler
 from penstock.log.port import Log
 from penstock.schemas.codec import encode_line
 from penstock.schemas.events import AnyEvent, Failed, JobError, Succeeded
-from penstock.schemas.messages import Beat, Delivery, Heartbeat, Holding, decode_deliveries, decode_signals
-from penstock.schemas.messages import encode_messages
+from penstock.schemas.messages import (
+    Beat,
+    Delivery,
+    Heartbeat,
+    Holding,
+    decode_deliveries,
+    decode_signals,
+    encode_messages,
+)
 from penstock.schemas.topics import BROADCAST, Topics
 
 Handler = Callable[[Delivery], AnyEvent | None]

@@ -161,13 +161,12 @@ async def test_garbage_and_strays_stop_nothing(bench: Bench) -> None:
 
 @pytest.mark.parametrize("lost", ["nothing", "folder"])
 async def test_it_goes_on_where_it_stopped(bench: Bench, lost: str) -> None:
-    async with bench.orchestrator() as first:
-        async with ModelWorker(bench.log, bench.topics, "w1", handler=hang) as worker:
-            running = await bench.enqueue()
-            waiting = await bench.enqueue(job_type="later")
-            delayed = await bench.enqueue(delay_ms=1_500)
-            await until(lambda: bool(worker.delivered), first)
-            await until(lambda: job_of(first, delayed) is not None and job_of(first, waiting) is not None, first)
+    async with bench.orchestrator() as first, ModelWorker(bench.log, bench.topics, "w1", handler=hang) as worker:
+        running = await bench.enqueue()
+        waiting = await bench.enqueue(job_type="later")
+        delayed = await bench.enqueue(delay_ms=1_500)
+        await until(lambda: bool(worker.delivered), first)
+        await until(lambda: job_of(first, delayed) is not None and job_of(first, waiting) is not None, first)
     if lost == "folder":
         shutil.rmtree(bench.folder / "one")
     async with bench.orchestrator() as second:
@@ -204,9 +203,9 @@ async def test_wrong_partition_count_is_refused(bench: Bench) -> None:
 
 async def abandon(orchestrator: Orchestrator) -> None:
     """What kill -9 does: it stops in the middle and says goodbye to nobody."""
-    for task in orchestrator._tasks:  # noqa: SLF001  # there is no polite way to be rude
+    for task in orchestrator._tasks:  # there is no polite way to be rude
         task.cancel()
-    await asyncio.gather(*orchestrator._tasks, return_exceptions=True)  # noqa: SLF001  # as above
+    await asyncio.gather(*orchestrator._tasks, return_exceptions=True)  # as above
 
 
 @pytest.mark.kafka

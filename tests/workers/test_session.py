@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from penstock.schemas.codec import decode_line
@@ -120,6 +121,18 @@ def test_a_start_is_told_soon_for_the_attempt_counts_only_from_then_on() -> None
     world.outlet.time_ms += 300
     world.session.tick(world.outlet.time_ms)
     assert world.session.due_ms() > world.outlet.time_ms, "once is enough"
+
+
+def test_a_heartbeat_fits_into_a_record_whatever_is_held() -> None:
+    world = World()
+    long = "j" * 128 + "~" + "h" * 60
+    world.session.deliver([delivery(f"0.1.{number}", job=f"{long}{number % 10}") for number in range(6_000)])
+    world.recipient.leases["0.1.5999"].started_ms = world.outlet.time_ms
+    beat = world.beat()
+    assert len(msgspec.json.encode(beat)) < 900_000
+    assert beat.holding[0].lease == "0.1.5999", "what runs is always named"
+    assert beat.holding[1].lease == "0.1.0", "then what came first"
+    assert len(beat.holding) > 1_000
 
 
 def test_d6_a_cancel_that_comes_before_its_delivery_is_kept() -> None:
