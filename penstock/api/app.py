@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, workers
 from penstock.api.deps import ApiDeps
+from penstock.api.docs_page import add_docs_page
 from penstock.api.http import POSITION_HEADER, Operation
 from penstock.api.middleware import Around
 from penstock.api.openapi import document
@@ -53,11 +54,13 @@ def create_app(deps: ApiDeps) -> FastAPI:
         title="Penstock",
         version=deps.version,
         middleware=_middleware(deps, {route.endpoint: route.path for route in routes}),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.penstock = deps
     app.router.routes[:0] = routes
+    add_docs_page(app)
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)

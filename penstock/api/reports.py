@@ -112,6 +112,10 @@ class Reports:
             except LeaseLost:
                 # It was lost while this came in: the fold has the last word all the same.
                 place = await self._deps.gateway.hub.append(line)
+            except BaseException:
+                # Not written in time: from here on only the client's naming it keeps the lease.
+                lease.line = b""
+                raise
             if not isinstance(line, Progressed):
                 remote.written(line.lease)
         else:

@@ -67,4 +67,5 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     for name in _NOISY:
         # Libraries' own chatter tells an operator nothing unless one looks for it.
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+        quiet = logging.DEBUG if level == "debug" else max(logging.WARNING, root.level)
+        logging.getLogger(name).setLevel(quiet)

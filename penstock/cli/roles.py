@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -110,6 +111,7 @@ async def _live(
         async with AsyncExitStack() as stack:
             services = await compose(stack)
             started.set()
+            _spare_the_collector()
             if on_ready is not None:
                 on_ready()
             wanted = asyncio.create_task(stopping.wait())
@@ -125,6 +127,16 @@ async def _live(
             # Looked at, so that a failure while stopping is not reported a second time by the loop.
             if service.failure.done() and not service.failure.cancelled():
                 service.failure.exception()
+
+
+def _spare_the_collector() -> None:
+    """What is loaded by now stays;
+
+    and jobs are no cycles, so the collector need not look at each few hundred of them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def request_stop() -> None:

@@ -88,7 +88,6 @@ def error_classes() -> dict[str, type[PenstockError]]:
     return found
 
 
-_ERRORS = error_classes()
 _PROBLEM_MEMBERS = frozenset({"type", "title", "status", "detail", "code", "instance"})
 
 
@@ -101,7 +100,7 @@ def error_of(answer: Answer) -> PenstockError:
                 f"the server answered {answer.status} and no reason", status=answer.status
             )
         return PenstockError(f"the server answered {answer.status} and no reason", status=answer.status)
-    kind = _ERRORS.get(str(problem["code"]), PenstockError)
+    kind = error_classes().get(str(problem["code"]), PenstockError)
     details = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
     return kind(str(problem.get("detail") or problem.get("title") or "") or None, **details)
 

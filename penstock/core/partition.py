@@ -25,6 +25,7 @@ from penstock.schemas import events as ev
 from penstock.schemas.codec import decode_line, split
 from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
 from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.limits import MAX_LINE_BYTES
 from penstock.schemas.position import pack, parse
 
 FOLD_VERSION = 1
@@ -45,6 +46,9 @@ _TYPES_IN_FORCE: Mapping[int, frozenset[type]] = {
     version: frozenset(kind for kind in get_args(ev.AnyEvent) if kind.__name__ in names)
     for version, names in RULES.items()
 }
+
+FORWARD_ROOM_BYTES = 4_096
+"""What a forwarded copy may be longer than the line, for its origin and defaults: it must be a line itself."""
 
 STATE_KEY = b"p"
 DIGEST_MODULUS = 1 << 256
@@ -256,6 +260,9 @@ class PartitionFold:
             return False
         if event.leader_only or event.origin:
             folded.reason = f"belongs to partition {target}, and such a line is never forwarded"
+            return True
+        if len(folded.line) > MAX_LINE_BYTES - FORWARD_ROOM_BYTES:
+            folded.reason = f"belongs to partition {target}, and is too long to be forwarded"
             return True
         folded.outcome, folded.reason = "misrouted", f"belongs to partition {target}"
         self.state.misrouted += 1

@@ -19,6 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from typer.testing import CliRunner
+
+from penstock.cli.main import app
+
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = Path(__file__).resolve().parent / "tasks.py"
 PENSTOCK = (sys.executable, "-m", "penstock.cli.main")
@@ -272,6 +276,12 @@ def penstock_json(*arguments: str, folder: Path, environment: Mapping[str, str] 
         f"{arguments} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     )
     return json.loads(done.stdout)
+
+
+def understood(arguments: list[str]) -> bool:
+    """Whether the command line knows this command and all its flags: help is asked for once they have been read."""
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    return result.exit_code == 0 and (not arguments or arguments[0] in result.output)
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, str]:

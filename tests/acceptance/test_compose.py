@@ -7,23 +7,15 @@ import shlex
 import tomllib
 
 import pytest
-from typer.testing import CliRunner
 
-from penstock.cli.main import app
 from penstock.cli.settings import ENV_PREFIX, Settings, load
 from penstock.workers.loading import load_apps
 from tests.acceptance.composed import COMPOSE, ROLES, composition, services
-from tests.acceptance.processes import ROOT
+from tests.acceptance.processes import ROOT, understood
 from tests.kafka_jars import KAFKA_VERSION
 
 DOCKERFILE = ROOT / "Dockerfile"
 OURS = (*ROLES, "cli")
-
-
-def understood(arguments: list[str]) -> bool:
-    """Whether the command line knows this command and all its flags: help is asked for once they have been read."""
-    result = CliRunner().invoke(app, [*arguments, "--help"])
-    return result.exit_code == 0 and (not arguments or arguments[0] in result.output)
 
 
 def test_it_has_what_a_cluster_needs() -> None:
@@ -55,7 +47,7 @@ def test_environment_names_settings_and_gives_them_values_they_take(
     settings = load()
     if name in ROLES:
         broker = services()["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
-        assert settings.log_url == "kafka://" + re.search(r"PLAINTEXT://([^,]+)", broker)[1]  # type: ignore[index]  # it is there
+        assert settings.log_url == "kafka://" + re.search(r"PLAINTEXT://([^,]+)", broker)[1]
 
 
 @pytest.mark.parametrize("name", ROLES)
@@ -68,7 +60,7 @@ def test_all_roles_agree_on_the_log(name: str) -> None:
 @pytest.mark.parametrize("name", ROLES)
 def test_health_is_asked_where_it_is_served(name: str) -> None:
     service = services()[name]
-    port, path = re.search(r"127\.0\.0\.1:(\d+)(/\w+)", service["healthcheck"]["test"][-1]).groups()  # type: ignore[union-attr]  # a test
+    port, path = re.search(r"127\.0\.0\.1:(\d+)(/\w+)", service["healthcheck"]["test"][-1]).groups()
     served = "PENSTOCK_PORT" if name == "api" else "PENSTOCK_HEALTH_PORT"
     assert service["environment"][served] == port
     assert path in {"/readyz", "/healthz"}

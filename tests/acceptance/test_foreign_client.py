@@ -39,8 +39,8 @@ def write(
         if error is not None:
             failed.append(str(error))
         else:
-            key = message.key()  # type: ignore[attr-defined]  # the library has no types
-            landed[(key or b"").decode()] = message.partition()  # type: ignore[attr-defined]  # as above
+            key = message.key()
+            landed[(key or b"").decode()] = message.partition()
 
     settings = {"bootstrap.servers": bootstrap, "acks": "all", "message.max.bytes": 4_000_000, **options}
     producer = Producer(settings)

@@ -428,6 +428,10 @@ async def test_a_report_that_the_log_does_not_take_is_to_be_sent_again(
     [fetched] = await whole.fetch()
     break_log(whole, Fault.LOST_UNKNOWN)
     assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["unknown"]
+    worker = whole.deps.gateway.worker("w1", "")
+    assert worker is not None
+    # Nobody keeps it alive but the client: the outcome may never come.
+    assert not worker.session.held[fetched["lease"]].finished
     mend_log(whole)
     monkeypatch.setattr(reports, "WRITE_S", 15.0)
     [item] = await whole.report(succeeded(fetched))

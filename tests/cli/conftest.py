@@ -109,9 +109,11 @@ class Dev:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.data = folder / "data"
         (folder / "handlers.py").write_text(APP)
+        # A file and no pipe: a full pipe that nobody reads would stop the service.
+        self.errors = folder / "stderr.txt"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli.main", "dev", "--data", self.data, "--port", "0", *arguments],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=folder, stdout=subprocess.PIPE, stderr=self.errors.open("ab"), text=True,
             env=environment(PENSTOCK_GRACE_MS="200"),
         )  # fmt: skip
         self.server = ""
@@ -123,14 +125,14 @@ class Dev:
                 self.server = line.split()[1].removesuffix("/api/v1")
             if line.startswith("Ctrl-C"):
                 return
-        raise AssertionError(f"dev did not start: {self.process.communicate()}")
+        raise AssertionError(f"dev did not start: {self.errors.read_text()}")
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
         """Exit code and stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=40)
-        return self.process.returncode, err
+        self.process.communicate(timeout=40)
+        return self.process.returncode, self.errors.read_text()
 
 
 @pytest.fixture(scope="module")

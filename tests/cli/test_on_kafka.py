@@ -47,12 +47,16 @@ class Roles:
         process = self.processes[role] = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli.main", role, *arguments],
             cwd=self.folder, env=environment(**self.settings), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.errors(role).open("ab"),
         )  # fmt: skip
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert said, process.communicate()
+        assert said, self.errors(role).read_text()
         return said
+
+    def errors(self, role: str) -> Path:
+        """What the role says on stderr: a file, for a full pipe that nobody reads would stop it."""
+        return self.folder / f"{role}.txt"
 
     def start_all(self) -> None:
         """The orchestrator first: it makes the topics."""

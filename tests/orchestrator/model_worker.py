@@ -66,8 +66,8 @@ class ModelWorker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        starts = {(topic, self._route): (await self._log.bounds(topic, self._route)).end for topic in self._topics.work_topics}
-        for partition in (BROADCAST, self._route):
+        starts = {(topic, self._route): (await self._log.bounds(topic, self._route)).end for topic in
+        self._topics.work_topics} for partition in (BROADCAST, self._route):
             starts[self._topics.signals, partition] = (await self._log.bounds(self._topics.signals, partition)).end
         self._tasks = [asyncio.create_task(self._read(starts)), asyncio.create_task(self._beat())]
         return self

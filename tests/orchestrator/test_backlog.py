@@ -7,7 +7,6 @@ from random import Random
 
 import pytest
 from msgspec import structs
-from pytest import MonkeyPatch
 
 from penstock.orchestrator import backlog, timers
 from penstock.orchestrator.backlog import Backlog
@@ -66,7 +65,7 @@ class Ledger:
 
 
 @pytest.fixture
-def small_window(monkeypatch: MonkeyPatch) -> None:
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "WINDOW", 4)
     monkeypatch.setattr(backlog, "REFILL_BELOW", 2)
 
@@ -145,7 +144,7 @@ def test_lanes_take_turns() -> None:
 # Timers
 
 
-def test_only_what_falls_due_soon_is_in_memory_and_nothing_is_lost(monkeypatch: MonkeyPatch) -> None:
+def test_only_what_falls_due_soon_is_in_memory_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "HORIZON_MS", 1_000)
     ledger = Ledger()
     delays = {f"j{number}": number * 130 for number in range(1, 60)}

@@ -93,7 +93,9 @@ async def bench_on(spec: str, namespace: str, folder: Path, partitions: int = 4)
 
 
 @pytest.fixture(params=["memory", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-async def bench(request: pytest.FixtureRequest, tmp_path: Path, unique_namespace: str) -> AsyncIterator[Bench]:
+async def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, unique_namespace: str
+) -> AsyncIterator[Bench]:
     async with bench_on(spec_of(request.param, request, tmp_path), unique_namespace, tmp_path) as made:
         yield made
 
@@ -105,7 +107,9 @@ async def test_a_job_goes_all_the_way(bench: Bench) -> None:
         assert {delivery.job for delivery in worker.delivered} == set(jobs)
         assert {job_of(orchestrator, job).state for job in jobs} == {"succeeded"}  # type: ignore[union-attr]  # ended
         assert all(delivery.attempt == 1 and int(delivery.fence) >= 0 for delivery in worker.delivered)
-        assert sorted(msgspec.json.decode(delivery.payload)["n"] for delivery in worker.delivered) == list(range(20))
+        assert sorted(msgspec.json.decode(delivery.payload)["n"] for delivery in worker.delivered) == list(
+            range(20)
+        )
 
 
 async def test_delays_retries_and_dead_letters(bench: Bench) -> None:
@@ -150,7 +154,9 @@ async def test_garbage_and_strays_stop_nothing(bench: Bench) -> None:
     async with bench.orchestrator() as orchestrator, ModelWorker(bench.log, bench.topics, "w1"):
         stray = "stray-1"
         wrong = (partition_of(stray, bench.topics.partitions) + 1) % bench.topics.partitions
-        await bench.bundler.append_many(wrong, [b"\xff\xfe", b"not json", b'{"type":"Nonsense"}', b'{"type":"Enqueued"}'])
+        await bench.bundler.append_many(
+            wrong, [b"\xff\xfe", b"not json", b'{"type":"Nonsense"}', b'{"type":"Enqueued"}']
+        )
         await bench.enqueue(stray, partition=wrong)
         behind = await bench.enqueue()
         await ended(orchestrator, stray, behind)
@@ -161,7 +167,10 @@ async def test_garbage_and_strays_stop_nothing(bench: Bench) -> None:
 
 @pytest.mark.parametrize("lost", ["nothing", "folder"])
 async def test_it_goes_on_where_it_stopped(bench: Bench, lost: str) -> None:
-    async with bench.orchestrator() as first, ModelWorker(bench.log, bench.topics, "w1", handler=hang) as worker:
+    async with (
+        bench.orchestrator() as first,
+        ModelWorker(bench.log, bench.topics, "w1", handler=hang) as worker,
+    ):
         running = await bench.enqueue()
         waiting = await bench.enqueue(job_type="later")
         delayed = await bench.enqueue(delay_ms=1_500)
@@ -210,14 +219,21 @@ async def abandon(orchestrator: Orchestrator) -> None:
 
 @pytest.mark.kafka
 async def test_two_share_and_one_takes_over(
-    kafka_bootstrap: str, tmp_path: Path, unique_namespace: str, record_property: Callable[[str, object], None]
+    kafka_bootstrap: str,
+    tmp_path: Path,
+    unique_namespace: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     async with AsyncExitStack() as stack:
         spec = f"kafka://{kafka_bootstrap}"
         bench = await stack.enter_async_context(bench_on(spec, unique_namespace, tmp_path, partitions=8))
         one = await stack.enter_async_context(bench.orchestrator("one", settle_ms=1_200))
         two = await stack.enter_async_context(bench.orchestrator("two", settle_ms=1_200))
-        await until(lambda: len(one.machine.leading) + len(two.machine.leading) == 8 and two.machine.leading != [], one, two)
+        await until(
+            lambda: len(one.machine.leading) + len(two.machine.leading) == 8 and two.machine.leading != [],
+            one,
+            two,
+        )
         await until(lambda: 0 < len(one.machine.leading) < 8, one, two)
         await stack.enter_async_context(ModelWorker(bench.log, bench.topics, "w1"))
         before = [await bench.enqueue() for _ in range(40)]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pytest import MonkeyPatch
 
 from penstock.core import effects, job
 from penstock.core.partition import PartitionFold
@@ -31,26 +30,26 @@ STORM = Weather(
 )  # fmt: skip
 
 
-def accept_stale_leases(patch: MonkeyPatch) -> None:
+def accept_stale_leases(patch: pytest.MonkeyPatch) -> None:
     for kind in (ev.Succeeded, ev.Failed, ev.Returned):
         patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
 
 
-def compare_with_nothing(patch: MonkeyPatch) -> None:
+def compare_with_nothing(patch: pytest.MonkeyPatch) -> None:
     for kind in (ev.Leased, ev.Due, ev.Expired):
         patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
 
 
-def forget_verbs(patch: MonkeyPatch) -> None:
+def forget_verbs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(effects, "remember", lambda job, event, outcome: effects.copy_of(job))
 
 
-def believe_any_leader(patch: MonkeyPatch) -> None:
+def believe_any_leader(patch: pytest.MonkeyPatch) -> None:
     for kind in (ev.Leased, ev.Due, ev.Expired, ev.LeaseExpired, ev.DeadLettered, ev.Cancelled):
         patch.setattr(kind, "leader_only", False)
 
 
-def ask_the_clock_in_the_fold(patch: MonkeyPatch) -> None:
+def ask_the_clock_in_the_fold(patch: pytest.MonkeyPatch) -> None:
     fold = PartitionFold.fold
 
     def at_once(self: PartitionFold, offset: int, time_ms: int, append_time: bool, value: bytes) -> Any:
@@ -59,7 +58,7 @@ def ask_the_clock_in_the_fold(patch: MonkeyPatch) -> None:
     patch.setattr(PartitionFold, "fold", at_once)
 
 
-def lead_before_the_epoch_is_folded(patch: MonkeyPatch) -> None:
+def lead_before_the_epoch_is_folded(patch: pytest.MonkeyPatch) -> None:
     def at_once(self: PartitionMachine, now: Any, out: Any) -> None:
         self._take_over(self.store.state.epoch, now, out)
 
@@ -69,7 +68,7 @@ def lead_before_the_epoch_is_folded(patch: MonkeyPatch) -> None:
     patch.setattr(run, "LATEST_MS", 1_000)
 
 
-def deliver_before_the_lease_is_folded(patch: MonkeyPatch) -> None:
+def deliver_before_the_lease_is_folded(patch: pytest.MonkeyPatch) -> None:
     leased = PartitionMachine.lease
 
     def at_once(self: PartitionMachine, lanes: Any, session: Any, limit: int, now: Any, out: Any) -> int:
@@ -86,23 +85,23 @@ def deliver_before_the_lease_is_folded(patch: MonkeyPatch) -> None:
     patch.setattr(PartitionMachine, "lease", at_once)
 
 
-def owe_no_dead_letters_after_takeover(patch: MonkeyPatch) -> None:
+def owe_no_dead_letters_after_takeover(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(partition, "DEAD", b"\xfe")
 
 
-def drop_refused_proposals(patch: MonkeyPatch) -> None:
+def drop_refused_proposals(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Backlog, "put_back", lambda self, job: None)
 
 
-def load_no_timers(patch: MonkeyPatch) -> None:
+def load_no_timers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Timers, "_extend", lambda self, now_ms: None)
 
 
-def judge_a_successors_leases(patch: MonkeyPatch) -> None:
+def judge_a_successors_leases(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(partition, "epoch_of", lambda lease: -1)
 
 
-def take_over_within_a_record(patch: MonkeyPatch) -> None:
+def take_over_within_a_record(patch: pytest.MonkeyPatch) -> None:
     """Rows of some lines miss the batch that holds their offset."""
     commit = PartitionMachine.commit
 
@@ -115,7 +114,7 @@ def take_over_within_a_record(patch: MonkeyPatch) -> None:
     patch.setattr(PartitionMachine, "commit", without_rows)
 
 
-MISTAKES: list[Callable[[MonkeyPatch], None]] = [
+MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     accept_stale_leases,
     compare_with_nothing,
     forget_verbs,
@@ -131,14 +130,22 @@ MISTAKES: list[Callable[[MonkeyPatch], None]] = [
 ]
 
 
+def finds_something(seed: int) -> bool:
+    try:
+        simulate(seed, STORM)
+    except (AssertionError, KeyError):
+        return True
+    return False
+
+
 def test_without_a_mistake_nothing_is_found() -> None:
     for seed in SEEDS[:10]:
         simulate(seed, STORM)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_mistake_is_found(mistake: Callable[[MonkeyPatch], None], monkeypatch: MonkeyPatch) -> None:
+def test_a_mistake_is_found(
+    mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mistake(monkeypatch)
-    with pytest.raises((AssertionError, KeyError)):
-        for seed in SEEDS:
-            simulate(seed, STORM)
+    assert any(map(finds_something, SEEDS))

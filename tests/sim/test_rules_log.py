@@ -6,12 +6,12 @@ from __future__ import annotations
 import pytest
 
 from penstock.core.job import MAX_VERB_AGE_MS
-from penstock.core.partition import PartitionFold
+from penstock.core.partition import FORWARD_ROOM_BYTES, PartitionFold
 from penstock.orchestrator.forwarder import Forwarder
 from penstock.schemas import events as ev
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.ids import partition_of
-from penstock.schemas.limits import DIGEST_EVERY_OFFSETS, MAX_BUNDLE_BYTES
+from penstock.schemas.limits import DIGEST_EVERY_OFFSETS, MAX_BUNDLE_BYTES, MAX_LINE_BYTES
 from penstock.state.partition_store import PartitionStore
 from tests.orchestrator.desk import START_MS, Desk, deliveries, memory_store
 
@@ -155,6 +155,27 @@ def test_F1_what_was_forwarded_or_comes_from_a_leader_is_never_forwarded() -> No
     due = ev.Due(id="d", job=job, epoch=desk.fold[0].state.epoch, seen=0)
     assert desk.write(0, due) == ["illegal"]
     assert desk.fold[0].state.misrouted == 1
+
+
+def test_F1_a_line_too_long_to_be_forwarded_does_not_hold_up_the_others() -> None:
+    desk, job = misrouted_desk()
+    room = MAX_LINE_BYTES - FORWARD_ROOM_BYTES
+
+    def line(length: int) -> bytes:
+        head, tail = b'{"type":"Enqueued","job":"%s","job_type":"noop","payload":"' % job.encode(), b'"}'
+        return head + b"x" * (length - len(head) - len(tail)) + tail
+
+    assert desk.write(0, line(room + 1)) == ["illegal"]
+    assert desk.write(0, line(room)) == ["misrouted"]
+    forwards = desk.step().forwards
+    while forwards:
+        assert all(len(one) <= MAX_LINE_BYTES for forward in forwards for one in forward.lines)
+        desk.write(1, *forwards[0].lines)
+        out = desk.step("o", forwarded=forwards)
+        desk.carry_out(out)
+        forwards = out.forwards
+    desk.step()
+    assert desk.fold[0].state.misrouted == 0
 
 
 def test_F1_one_batch_is_in_flight_and_fits_into_a_record() -> None:
