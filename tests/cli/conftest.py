@@ -111,11 +111,11 @@ class Dev:
         (folder / "handlers.py").write_text(APP)
         # A file and no pipe: a full pipe that nobody reads would stop the service.
         self.errors = folder / "stderr.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.cli.main", "dev", "--data", self.data, "--port", "0", *arguments],
-            cwd=folder, stdout=subprocess.PIPE, stderr=self.errors.open("ab"), text=True,
-            env=environment(PENSTOCK_GRACE_MS="200"),
-        )  # fmt: skip
+        with self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "penstock.cli.main", "dev", "--data", self.data, "--port", "0", *arguments],
+                cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(PENSTOCK_GRACE_MS="200"),
+            )  # fmt: skip
         self.server = ""
         assert self.process.stdout is not None
         self.greeting = ""

@@ -44,11 +44,11 @@ class Roles:
         if role != "api":
             self.health[role] = free_port()
             arguments = (*arguments, "--health-port", str(self.health[role]))
-        process = self.processes[role] = subprocess.Popen(
-            [sys.executable, "-m", "penstock.cli.main", role, *arguments],
-            cwd=self.folder, env=environment(**self.settings), text=True,
-            stdout=subprocess.PIPE, stderr=self.errors(role).open("ab"),
-        )  # fmt: skip
+        with self.errors(role).open("ab") as errors:
+            process = self.processes[role] = subprocess.Popen(
+                [sys.executable, "-m", "penstock.cli.main", role, *arguments],
+                cwd=self.folder, env=environment(**self.settings), stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said, self.errors(role).read_text()

@@ -66,9 +66,13 @@ class ModelWorker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        starts = {(topic, self._route): (await self._log.bounds(topic, self._route)).end for topic in
-        self._topics.work_topics} for partition in (BROADCAST, self._route):
-            starts[self._topics.signals, partition] = (await self._log.bounds(self._topics.signals, partition)).end
+        starts: dict[tuple[str, int], int] = {}
+        for topic in self._topics.work_topics:
+            starts[topic, self._route] = (await self._log.bounds(topic, self._route)).end
+        for partition in (BROADCAST, self._route):
+            starts[self._topics.signals, partition] = (
+                await self._log.bounds(self._topics.signals, partition)
+            ).end
         self._tasks = [asyncio.create_task(self._read(starts)), asyncio.create_task(self._beat())]
         return self
 
@@ -117,7 +121,8 @@ class ModelWorker:
                 credits={name: max(1, self._credits // len(live)) for name in live},
                 route=self._route,
                 holding=tuple(
-                    Holding(held.partition, f"{held.tenant}/{held.job}", held.lease, 1) for held in self._held.values()
+                    Holding(held.partition, f"{held.tenant}/{held.job}", held.lease, 1)
+                    for held in self._held.values()
                 ),
                 lease_ms=self._lease_ms,
             )
