@@ -14,10 +14,12 @@ from penstock.schemas.codec import encode_line
 LeaseEnd = Literal["silent", "superseded", "timeout"]
 
 
-def epoch_of(lease: str) -> int:
-    """The epoch in which a lease was granted, as its id tells; -1 where that is no lease id of a leader."""
+def lease_order(lease: str) -> tuple[int, int]:
+    """The epoch in which a lease was granted and its number there, as its id tells; -1, -1 for any other text."""
     parts = lease.split(".")
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() and len(parts[1]) <= 20 else -1
+    if len(lease) > 64 or len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        return -1, -1
+    return int(parts[1]), int(parts[2])
 
 
 class LeaderLines:

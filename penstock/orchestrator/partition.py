@@ -25,7 +25,7 @@ from penstock.orchestrator.courier import Courier
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.forwarder import Forwarder
 from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
-from penstock.orchestrator.lines import LeaderLines, epoch_of
+from penstock.orchestrator.lines import LeaderLines, lease_order
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
 from penstock.orchestrator.timers import Timers
@@ -273,8 +273,7 @@ class PartitionMachine:
             key = held.job_key
             lease = self._leases.get(key)
             if lease is None or lease.lease != held.lease or lease.session.worker != session.worker:
-                if epoch_of(held.lease) > self.epoch:
-                    # Granted by a successor that is not known here yet: not this one's to judge.
+                if self._not_folded_yet(key, held.lease):
                     continue
                 tenant, _, job_id = key.partition("/")
                 self._courier.lease_gone(session, session.incarnation, job_id, tenant, held.lease, "ended", out)
@@ -286,6 +285,17 @@ class PartitionMachine:
                 if job is not None:
                     self._courier.cancel(job, lease.session, out)
         return named
+
+    def _not_folded_yet(self, key: str, lease: str) -> bool:
+        """Whether a lease may be in force without this leader's knowing: it is behind the log and must not judge.
+
+        A successor granted it, or a successor delivered what this one had proposed.
+        """
+        granted = lease_order(lease)
+        if granted[0] != self.epoch:
+            return granted[0] > self.epoch
+        job = self.store.job(key)
+        return job is not None and granted > lease_order(job.lease)
 
     def not_named(self, key: str, session: Session, now: Now, out: Outputs) -> None:
         """The holder's full heartbeat left out a lease: after two of these it is delivered again."""

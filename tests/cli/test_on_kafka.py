@@ -69,9 +69,11 @@ class Roles:
         """Exit code and stderr of each."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        return {
-            role: (process.wait(40), process.communicate()[1]) for role, process in self.processes.items()
-        }
+        found: dict[str, tuple[int, str]] = {}
+        for role, process in self.processes.items():
+            process.communicate(timeout=40)
+            found[role] = process.returncode, self.errors(role).read_text()
+        return found
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def load_no_timers(patch: pytest.MonkeyPatch) -> None:
 
 
 def judge_a_successors_leases(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(partition, "epoch_of", lambda lease: -1)
+    patch.setattr(PartitionMachine, "_not_folded_yet", lambda self, key, lease: False)
 
 
 def take_over_within_a_record(patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from penstock.schemas import events as ev
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Beat, CancelJob
 from penstock.state.partition_store import PartitionStore
-from tests.orchestrator.desk import Desk, deliveries, lines, memory_store, signals
+from tests.orchestrator.desk import Desk, deliveries, gone, lines, memory_store, signals
 
 
 def _worse_first() -> tuple[str, str]:
@@ -265,3 +265,17 @@ def test_a_leader_that_does_not_know_its_successor_says_nothing_of_its_leases() 
     out = desk.step("old", beat, read=False)
     assert desk.machines["old"].leading
     assert all(type(signal).__name__ == "Acknowledged" for some in out.signals.values() for signal in some)
+
+
+def test_a_leader_that_has_not_folded_its_own_grant_says_nothing_of_it() -> None:
+    """It proposed, and read no more; a successor found the grant and delivered it."""
+    desk = Desk()
+    desk.leader("old")
+    desk.enqueue("j")
+    desk.carry_out(desk.step("old", desk.heartbeat(leads=("old",))))
+    out = desk.step("old", desk.heartbeat(leads=("old",), holding=[("j", 5)]), read=False)
+    assert gone(out) == []
+    assert gone(desk.step("old", desk.heartbeat(leads=("old",), holding=[("j", 5)]))) == []
+    held = desk.heartbeat(leads=("old",), holding=[("j", 5)])
+    desk.succeed("j")
+    assert len(gone(*desk.settle("old", held))) == 1
