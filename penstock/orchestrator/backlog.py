@@ -104,9 +104,7 @@ class Backlog:
                 queue.append(lane)
         return found
 
-    def _take_from(
-        self, lane: Lane, limit: int, taken: Callable[[str], bool], chosen: set[str]
-    ) -> list[Job]:
+    def _take_from(self, lane: Lane, limit: int, taken: Callable[[str], bool], chosen: set[str]) -> list[Job]:
         window = self._windows.get(lane)
         found: list[Job] = []
         if window is None:

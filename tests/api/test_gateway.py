@@ -238,7 +238,7 @@ async def test_what_was_granted_to_a_client_that_is_gone_is_kept_for_the_next_fe
         receive(leases)
         waiting.cancel()
 
-    worker.receive = gone_just_now  # type: ignore[method-assign]
+    worker.receive = gone_just_now
     job = await whole.enqueue()
     await asyncio.wait({waiting})
     assert waiting.cancelled()
@@ -414,7 +414,7 @@ async def test_a_report_whose_verdict_is_late_is_to_be_sent_again(whole: Bench) 
         async def verdicts(self, *_: object) -> None:
             raise ReadBehind(behind=[])
 
-    whole.deps.read_model = Late()  # type: ignore[assignment]
+    whole.deps.read_model = Late()
     assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["unknown"]
     whole.deps.read_model = real
     assert [item["outcome"] for item in await whole.report(succeeded(fetched))] == ["duplicate"]

@@ -45,12 +45,12 @@ async def test_a_log_or_read_model_that_does_not_answer_is_unready(api: Bench) -
             raise ReadModelUnavailable
 
     log, read_model = api.deps.log, api.deps.read_model
-    api.deps.log = Away()  # type: ignore[assignment]
+    api.deps.log = Away()
     answer = await api.http.get("/readyz")
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert answer.json()["code"] == "not_ready"
     assert answer.json()["problems"] == ["the log: The log cannot be reached."]
-    api.deps.log, api.deps.read_model = log, Away()  # type: ignore[assignment]
+    api.deps.log, api.deps.read_model = log, Away()
     problems = (await api.http.get("/readyz")).json()["problems"]
     assert problems == ["the read model: No projection process answers for this partition."]
     # Metrics still come.
@@ -70,7 +70,7 @@ async def test_a_partition_that_is_behind_and_does_not_move_is_unready(api: Benc
                 msgspec.structs.replace(status, end_offset=status.next_offset + 5) for status in statuses[:3]
             ]
 
-    api.deps.read_model = Stuck()  # type: ignore[assignment]
+    api.deps.read_model = Stuck()
     first = (await api.http.get("/readyz")).json()
     assert first["problems"] == ["no projection answers for partitions 3"]
     now_ms += 10_000

@@ -280,7 +280,7 @@ async def test_a_bug_is_a_500_that_tells_no_secrets(api: Bench) -> None:
         async def job(self, *_: object) -> None:
             raise RuntimeError("secret")
 
-    api.deps.read_model = Broken()  # type: ignore[assignment]
+    api.deps.read_model = Broken()
     answer = await api.http.get("/api/v1/jobs/x", headers={"x-request-id": "r1"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -303,7 +303,7 @@ async def test_a_given_id_whose_verdict_is_late_is_503_with_the_id(api: Bench) -
         async def verdicts(self, *_: object) -> None:
             raise ReadBehind(behind=[])
 
-    api.deps.read_model = Late()  # type: ignore[assignment]
+    api.deps.read_model = Late()
     answer = await api.http.post("/api/v1/jobs", json={"type": "noop", "id": "late-1"})
     assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (
         503,

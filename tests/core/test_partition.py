@@ -162,7 +162,7 @@ def test_events_need_an_id_except_enqueued(log: Log) -> None:
 def test_the_tables_of_rules_name_events_that_exist() -> None:
     known = {kind.__name__ for kind in partition.ev.AnyEvent.__args__}
     for version, names in partition.RULES.items():
-        assert {kind.__name__ for kind in partition._TYPES_IN_FORCE[version]} == names  # pyright: ignore[reportPrivateUsage]
+        assert {kind.__name__ for kind in partition._TYPES_IN_FORCE[version]} == names
         assert names <= known
 
 

@@ -107,11 +107,11 @@ def test_content_survives_a_close_whatever_is_left_open(tmp_path: Path, wal: boo
     put(store, "jobs", a="1", b="2")
     put(store, "timers", t="1")
     left_open = [store.scan("jobs"), store.scan("jobs", reverse=True), store.family("jobs"), store.batch()]
-    next(left_open[0])  # type: ignore[arg-type]
+    next(left_open[0])
     store.close()
     store.close()
     with pytest.raises(Exception, match="clos"):
-        left_open[2].get(b"a")  # type: ignore[union-attr]
+        left_open[2].get(b"a")
     with pytest.raises(ValueError, match="closed"):
         store.write(store.batch())
     with Store(tmp_path, FAMILIES, wal=wal) as again:

@@ -76,7 +76,7 @@ def test_many_jobs_come_out_in_order_once_each(at_once: int) -> None:
     ledger = Ledger()
     jobs = [f"j{number}" for number in range(23)]
     ledger.enqueue(*jobs[:15])
-    window = ledger.backlog._windows[NOOP]  # pyright: ignore[reportPrivateUsage]
+    window = ledger.backlog._windows[NOOP]
     assert len(window.entries) == 4
     taken: list[str] = []
     while len(taken) < 23:
@@ -159,7 +159,7 @@ def test_only_what_falls_due_soon_is_in_memory_and_nothing_is_lost(monkeypatch: 
                 ledger.enqueue(job, delay_ms=delays[job])
         for _, job in ledger.timers.fire(START_MS + now_ms, ledger.store.job):
             fired.setdefault(job.id, now_ms)
-        assert len(ledger.timers._heap) < 70  # pyright: ignore[reportPrivateUsage]
+        assert len(ledger.timers._heap) < 70
     assert fired == delays
 
 

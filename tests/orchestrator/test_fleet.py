@@ -23,7 +23,7 @@ def beat(seq: int = 1, **more: object) -> Heartbeat:
         "credits": {"o": 5},
         "route": 3,
     }
-    return Heartbeat(seq=seq, **{**fields, **more})  # type: ignore[arg-type]
+    return Heartbeat(seq=seq, **{**fields, **more})
 
 
 def session_of(*, credits: int, concurrency: int, low: int = 0, high: int = 0, proposed: int = 0) -> Session:

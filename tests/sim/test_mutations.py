@@ -32,12 +32,12 @@ STORM = Weather(
 
 def accept_stale_leases(patch: pytest.MonkeyPatch) -> None:
     for kind in (ev.Succeeded, ev.Failed, ev.Returned):
-        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
+        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))
 
 
 def compare_with_nothing(patch: pytest.MonkeyPatch) -> None:
     for kind in (ev.Leased, ev.Due, ev.Expired):
-        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))  # type: ignore[arg-type]
+        patch.setitem(job._RULES, kind, job._RULES[kind]._replace(refuses=lambda *_: None))
 
 
 def forget_verbs(patch: pytest.MonkeyPatch) -> None:

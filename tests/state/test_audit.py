@@ -18,7 +18,7 @@ TOPICS = Topics(namespace="test", partitions=2)
 
 
 async def exported(log: MemoryLog, **options: object) -> list[bytes]:
-    chunks = [chunk async for chunk in export(log, TOPICS, **options)]  # type: ignore[arg-type]
+    chunks = [chunk async for chunk in export(log, TOPICS, **options)]
     return b"".join(chunks).splitlines()
 
 
