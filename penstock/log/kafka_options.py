@@ -57,3 +57,9 @@ async def within(timeout_ms: int, what: str, work: Awaitable[_T]) -> _T:
         raise LogUnavailable(f"Kafka did not answer within {timeout_ms} ms: {what}.") from error
     except (KafkaError, OSError) as error:
         raise LogUnavailable(f"Kafka failed: {what}: {error}") from error
+    except asyncio.CancelledError as error:
+        # The client cancels tasks of its own when it stops and lets that out, which would end our task without a word.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise LogUnavailable(f"Kafka's client gave up: {what}.") from error

@@ -160,9 +160,11 @@ class Orchestrator:
     async def _supervised(self, work: Callable[[], object]) -> None:
         try:
             await work()  # type: ignore[misc]  # the three loops are coroutines
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001  # whatever ends a loop ends the service, and is handed on
+        except BaseException as error:  # whatever ends a loop ends the service, and is handed on
+            task = asyncio.current_task()
+            # One that nobody asked for, let out by a library, must not end the loop without a word.
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
             _log.error("the orchestrator stops: %s", error, exc_info=not isinstance(error, OSError))
             if not self.failure.done():
                 self.failure.set_exception(error)

@@ -13,7 +13,6 @@ from tests.sim.referee import Referee
 from tests.sim.world import World
 
 # The simulator looks at what the machine keeps to itself: that is what its invariants are about.
-# pyright: reportPrivateUsage=false
 
 
 def check_machine(world: World, referee: Referee, machine: OrchestratorMachine) -> None:

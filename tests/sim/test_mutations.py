@@ -20,7 +20,6 @@ from tests.sim.run import simulate
 from tests.sim.weather import Weather
 
 # Mistakes are made inside of modules.
-# pyright: reportPrivateUsage=false
 
 SEEDS = range(5_000, 5_040)
 STORM = Weather(
