@@ -64,7 +64,14 @@ class Courier:
             out.deliveries[place] = left
 
     def lease_gone(
-        self, session: Session, incarnation: str, job_id: str, tenant: str, lease: str, reason: GoneReason, out: Outputs
+        self,
+        session: Session,
+        incarnation: str,
+        job_id: str,
+        tenant: str,
+        lease: str,
+        reason: GoneReason,
+        out: Outputs,
     ) -> None:
         """Tell an incarnation of a worker, perhaps not the newest, that it does not hold a lease (any more)."""
         if session.seq >= 0:

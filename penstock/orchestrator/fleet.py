@@ -132,7 +132,10 @@ class Fleet:
 
         Names that do not fit on a ``Leased`` line are no worker's: what was leased to them would be refused for ever.
         """
-        if not 0 < len(beat.worker) <= MAX_NAME_CHARS or max(len(beat.incarnation), len(beat.via)) > MAX_NAME_CHARS:
+        if (
+            not 0 < len(beat.worker) <= MAX_NAME_CHARS
+            or max(len(beat.incarnation), len(beat.via)) > MAX_NAME_CHARS
+        ):
             return None
         newest = self._newest.get(beat.worker, "")
         if beat.incarnation < newest:

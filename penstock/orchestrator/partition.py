@@ -276,7 +276,9 @@ class PartitionMachine:
                 if self._not_folded_yet(key, held.lease):
                     continue
                 tenant, _, job_id = key.partition("/")
-                self._courier.lease_gone(session, session.incarnation, job_id, tenant, held.lease, "ended", out)
+                self._courier.lease_gone(
+                    session, session.incarnation, job_id, tenant, held.lease, "ended", out
+                )
                 continue
             self._leases.renew(lease, key, session, held.run_ms, now.mono_ms)
             named.add(key)

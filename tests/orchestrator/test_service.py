@@ -105,7 +105,7 @@ async def test_a_job_goes_all_the_way(bench: Bench) -> None:
         jobs = [await bench.enqueue(payload={"n": n}) for n in range(20)]
         await ended(orchestrator, *jobs)
         assert {delivery.job for delivery in worker.delivered} == set(jobs)
-        assert {job_of(orchestrator, job).state for job in jobs} == {"succeeded"}  # type: ignore[union-attr]  # ended
+        assert {job_of(orchestrator, job).state for job in jobs} == {"succeeded"}
         assert all(delivery.attempt == 1 and int(delivery.fence) >= 0 for delivery in worker.delivered)
         assert sorted(msgspec.json.decode(delivery.payload)["n"] for delivery in worker.delivered) == list(
             range(20)
@@ -124,7 +124,7 @@ async def test_delays_retries_and_dead_letters(bench: Bench) -> None:
         assert (dead.state, dead.attempt, dead.error_code) == ("dead", 3, "boom")
         assert dead.started_at_ms - dead.created_at_ms >= 300
         assert [delivery.attempt for delivery in worker.delivered] == [1, 2, 3]
-        await until(lambda: job_of(orchestrator, job).dead_lettered, orchestrator)  # type: ignore[union-attr]  # it is there
+        await until(lambda: job_of(orchestrator, job).dead_lettered, orchestrator)
         expired = job_of(orchestrator, early)
         assert expired is not None
         assert expired.state == "expired"
@@ -244,4 +244,4 @@ async def test_two_share_and_one_takes_over(
         await until(lambda: len(two.machine.leading) == 8, two)
         record_property("takeover_s", round(time.monotonic() - killed, 2))
         await ended(two, *during)
-        assert {job_of(two, job).state for job in before + during} == {"succeeded"}  # type: ignore[union-attr]  # ended
+        assert {job_of(two, job).state for job in before + during} == {"succeeded"}
