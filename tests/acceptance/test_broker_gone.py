@@ -1,4 +1,4 @@
-"""The broker goes away: for a moment, and for so long that roles end, to be started again by whoever supervises them."""
+"""The broker goes away: for a moment, and for so long that roles end, to be started again by their supervisor."""
 
 from __future__ import annotations
 
