@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from penstock.schemas.ids import ending_in
+
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
 _LOW_BITS = 40
@@ -51,6 +53,26 @@ class UlidSource:
         pairs = _PAIRS
         return head + pairs[low >> 30] + pairs[low >> 20 & 1023] + pairs[low >> 10 & 1023] + pairs[low & 1023]
 
+    def next_in(self, partition: int, partitions: int) -> str:
+        """As :meth:`next`, an id whose job lives in ``partition`` of ``partitions``.
+
+        Its last ten bits are chosen for that, so the next id begins above them.
+        """
+        with self._lock:
+            now_ms = self._clock_ms()
+            if now_ms > self._time_ms:
+                self._begin(now_ms)
+            else:
+                self._low += 1
+            pairs = _PAIRS
+            while True:
+                low = (self._low + 1023) & ~1023
+                beginning = self._head + pairs[low >> 30] + pairs[low >> 20 & 1023] + pairs[low >> 10 & 1023]
+                ending = ending_in(beginning, partition, partitions)
+                self._low = low + (1023 if ending is None else ending)
+                if ending is not None:
+                    return beginning + pairs[ending]
+
     def _begin(self, now_ms: int) -> None:
         drawn = int.from_bytes(self._entropy(10), "big")
         # The low part starts in its lower half, so counting up within a millisecond never runs over.
@@ -71,6 +93,11 @@ def _renew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+def new_id_in(partition: int, partitions: int) -> str:
+    """A new ULID of this process for a job that is to live in a given partition."""
+    return _source.next_in(partition, partitions)
 
 
 def new_id() -> str:

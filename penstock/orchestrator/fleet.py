@@ -156,6 +156,10 @@ class Fleet:
         session.heard_ms = now_ms
         return session
 
+    def newest(self, worker: str) -> str:
+        """The newest incarnation heard of a worker; empty if none gave one."""
+        return self._newest.get(worker, "")
+
     def of_worker(self, worker: str) -> list[Session]:
         """Every session of a worker that holds something."""
         return [session for session in self._sessions.values() if session.worker == worker and session.leases]

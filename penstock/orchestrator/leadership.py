@@ -3,8 +3,8 @@
 Orchestrators broadcast a beat every half second, naming the partitions they lead and those they have folded
 to the end. Each of them computes, from the beats of the last 2.5 s, who would be best for a partition (the
 highest hash of incarnation and partition among those who are caught up) and announces itself where that is
-itself. Two may think so at once: the fold accepts one announcement, the other's ``supersedes`` no longer
-holds.
+itself. Who does not hear its own beats nominates itself for nothing. Two may think so at once: the fold
+accepts one announcement, the other's ``supersedes`` no longer holds.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ class Peers:
     def __init__(self, incarnation: str) -> None:
         self._incarnation = incarnation
         self._beats: dict[str, tuple[Beat, int]] = {}
+        self._own_ms = -(10**12)
 
     def hear(self, beat: Beat, now_ms: int) -> None:
         if beat.incarnation == self._incarnation:
+            self._own_ms = now_ms
             return
         if beat.leaving:
             self._beats.pop(beat.incarnation, None)
@@ -36,8 +38,13 @@ class Peers:
 
     def unheard(self, now_ms: int) -> None:
         """Nothing was listened to for a while: whoever was alive before must not count as silent for that."""
+        self._own_ms = max(self._own_ms, now_ms)
         for incarnation, (beat, _) in self._beats.items():
             self._beats[incarnation] = (beat, now_ms)
+
+    def deaf(self, now_ms: int, since_ms: int) -> bool:
+        """Whether it does not even hear itself, since it began at ``since_ms``: then others' silence says nothing."""
+        return now_ms - max(self._own_ms, since_ms) > SILENT_MS
 
     def live(self, now_ms: int) -> list[Beat]:
         """Newest beats of those not silent."""

@@ -28,7 +28,7 @@ from penstock.orchestrator.outputs import Forward, Now, Outputs
 from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.rows import Lane
 from penstock.schemas.events import PRIORITIES
-from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, Report, Signal
+from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Signal
 from penstock.state.partition_store import PartitionStore
 
 SWEEP_EVERY_MS = 250
@@ -160,7 +160,7 @@ class OrchestratorMachine:
     # Leadership
 
     def _lead(self, now: Now, out: Outputs) -> None:
-        if now.mono_ms < self._settled_ms:
+        if now.mono_ms < self._settled_ms or self.peers.deaf(now.mono_ms, since_ms=self._settled_ms):
             return
         live = self.peers.live(now.mono_ms)
         for number, machine in self.partitions.items():
@@ -180,6 +180,7 @@ class OrchestratorMachine:
             return
         session = self.fleet.hear(report, now.mono_ms)
         if session is None:
+            self._tell_late(report, out)
             return
         if report.incarnation:
             self._supersede(session, now, out)
@@ -196,6 +197,26 @@ class OrchestratorMachine:
                 outstanding=session.outstanding,
             )
         )
+
+    def _tell_late(self, beat: Heartbeat, out: Outputs) -> None:
+        """A worker that was replaced while it slept still thinks that it holds something."""
+        if beat.incarnation >= self.fleet.newest(beat.worker):
+            return
+        for held in beat.holding:
+            machine = self.partitions.get(held.partition)
+            if machine is not None and machine.role == "leading":
+                tenant, _, job_id = held.job_key.partition("/")
+                out.signals[beat.route].append(
+                    LeaseGone(
+                        worker=beat.worker,
+                        incarnation=beat.incarnation,
+                        via=beat.via,
+                        job=job_id,
+                        tenant=tenant,
+                        lease=held.lease,
+                        reason="expired",
+                    )
+                )
 
     def _hear_leases(self, session: Session, beat: Heartbeat, now: Now, out: Outputs) -> None:
         by_partition: dict[int, list[int]] = {}
@@ -256,9 +277,7 @@ class OrchestratorMachine:
             if lanes[machine.number]
         }
         fitting = {machine: of_machine for machine, of_machine in fitting.items() if of_machine}
-        waiting = sum(
-            machine.ready.get(lane, 0) for machine, of_machine in fitting.items() for lane in of_machine
-        )
+        waiting = sum(machine.waiting(of_machine) for machine, of_machine in fitting.items())
         limit = min(session.room(rank), -(-waiting // sharing))
         order = list(fitting)
         if order:

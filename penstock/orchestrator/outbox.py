@@ -122,14 +122,19 @@ class Outbox:
             for note in notes
         ]
         for start in range(0, len(lines), 100):
+            await self._note(encode_messages(lines[start : start + 100]))
+
+    async def _note(self, value: bytes) -> None:
+        """Append until it is written: a note that is lost comes back only when another takes over."""
+        while True:
             try:
-                await self._log.append(
-                    self._topics.quarantine, 0, encode_messages(lines[start : start + 100])
-                )
+                await self._log.append(self._topics.quarantine, 0, value)
             except LogError as error:
                 _log.warning(
-                    "%d refused lines were not noted on the quarantine topic: %s", len(lines) - start, error
+                    "refused lines could not be noted on the quarantine topic, trying again: %s", error
                 )
+                await asyncio.sleep(1.0)
+            else:
                 return
 
     # Hints

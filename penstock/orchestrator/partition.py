@@ -27,28 +27,20 @@ from penstock.orchestrator.forwarder import Forwarder
 from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
 from penstock.orchestrator.lines import LeaderLines, lease_order
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
+from penstock.orchestrator.proposals import Proposals
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
 from penstock.orchestrator.timers import Timers
 from penstock.schemas import events as ev
 from penstock.schemas.messages import Holding
-from penstock.schemas.position import unpack
+from penstock.schemas.position import pack, unpack
 from penstock.state.partition_store import PartitionStore
 
 COMMIT_TOUCHED = 20_000
 COMMIT_BYTES = 32 * 1024 * 1024
 COMMIT_EVERY_MS = 2_000
 AGAIN_MS = 5_000
-PROPOSAL_LOST_MS = 45_000
-"""A proposed lease that did not come back for so long is given up: longer than the log's writers keep trying."""
 
 Role = Literal["following", "announced", "leading"]
-
-
-class _Proposal:
-    __slots__ = ("lease", "made_ms", "seen", "session")
-
-    def __init__(self, lease: str, session: Session, seen: int, made_ms: int) -> None:
-        self.lease, self.session, self.seen, self.made_ms = lease, session, seen, made_ms
 
 
 class PartitionMachine:
@@ -63,13 +55,11 @@ class PartitionMachine:
         self.epoch = -1
         self.caught_up = False
         self.announced_ms = -(10**9)
-        self.quarantined_until = -1
-        """Highest packed position known to stand on the quarantine topic."""
         self._fleet = fleet
         self._incarnation = incarnation
         self._lines = LeaderLines(self.number, orchestrator, incarnation)
         self._courier = Courier(store, generation)
-        self._index = Index(store.store)
+        self._index = Index(store.store, lambda: pack(store.next_offset, 0))
         self._committed_ms = 0
         self._batches = count(1)
         self._reset()
@@ -79,7 +69,7 @@ class PartitionMachine:
         self._timers = Timers(self._index, self.commit)
         self._leases = LeaseKeeper(self.number)
         self._forwarder = Forwarder(self.number, self.store.identity.partitions, self._batches)
-        self._proposals: dict[str, _Proposal] = {}
+        self._proposals = Proposals()
         self._owed: dict[str, int] = {}
         """Dead jobs whose record is owed: when it was last written, ms; 0 is never."""
 
@@ -136,8 +126,7 @@ class PartitionMachine:
         out.notices.append(f"partition {self.number}: another leads, stepping down")
         self.role = "following"
         self._leases.release()
-        for proposal in self._proposals.values():
-            proposal.session.proposed -= 1
+        self._proposals.take_all()
         self._reset()
 
     def _take_over(self, epoch: int, now: Now, out: Outputs) -> None:
@@ -152,10 +141,7 @@ class PartitionMachine:
                 self._leases.grant(job, self._fleet.session(job.worker, job.via), now.mono_ms)
         self._owed = dict.fromkeys(self._index.keys(DEAD), 0)
         self._forwarder.load(self.store.committed_misrouted())
-        out.quarantine.extend(
-            QuarantineNote(self.number, *note)
-            for note in self._index.quarantined_after(self.quarantined_until)
-        )
+        out.quarantine.extend(QuarantineNote(self.number, *note) for note in self._index.not_noted())
         out.notices.append(
             f"partition {self.number}: leading with epoch {unpack(self.number, epoch)},"
             f" {sum(self.ready.values())} jobs ready, {len(self._leases)} leased"
@@ -212,9 +198,7 @@ class PartitionMachine:
             )
 
     def _granted(self, job: Job, now: Now, time_ms: int, out: Outputs) -> None:
-        proposal = self._proposals.pop(job.key, None)
-        if proposal is not None:
-            proposal.session.proposed -= 1
+        self._proposals.take(job.key)
         session = self._fleet.session(job.worker, job.via)
         self._leases.grant(job, session, now.mono_ms)
         self._courier.deliver(job, session, time_ms, out)
@@ -225,8 +209,11 @@ class PartitionMachine:
         proposal = self._proposals.get(key)
         if proposal is None or proposal.lease != event.id:
             return
-        del self._proposals[key]
-        proposal.session.proposed -= 1
+        self._give_up(key)
+
+    def _give_up(self, key: str) -> None:
+        """A proposal came to nothing: if its job is still ready, it waits again."""
+        self._proposals.take(key)
         job = self.store.job(key)
         if job is not None and job.state == "ready":
             self._backlog.put_back(job)
@@ -237,6 +224,11 @@ class PartitionMachine:
     def ready(self) -> dict[Lane, int]:
         """Ready jobs by lane."""
         return self._index.ready
+
+    def waiting(self, lanes: Iterable[Lane]) -> int:
+        """Ready jobs of these lanes that are not proposed to anybody."""
+        proposed = self._proposals.in_lane
+        return sum(self.ready.get(lane, 0) - proposed[lane] for lane in lanes)
 
     @property
     def owes(self) -> bool:
@@ -260,8 +252,7 @@ class PartitionMachine:
         for job in jobs:
             lease, line = self._lines.leased(job, session, now)
             lines.append(line)
-            self._proposals[job.key] = _Proposal(lease, session, job.seen, now.mono_ms)
-        session.proposed += len(jobs)
+            self._proposals.add(job, lease, session, now.mono_ms)
         return len(jobs)
 
     # Hearing from holders
@@ -352,13 +343,12 @@ class PartitionMachine:
                     out.lines[self.number].append(self._lines.lease_expired(key, lease, reason, now))
                 elif (job := self.store.job(key)) is not None:
                     out.lines[self.number].append(self._lines.cancelled(job, now))
-        for key, proposal in list(self._proposals.items()):
-            if now.mono_ms - proposal.made_ms >= PROPOSAL_LOST_MS:
-                del self._proposals[key]
-                proposal.session.proposed -= 1
-                job = self.store.job(key)
-                if job is not None and job.state == "ready":
-                    self._backlog.put_back(job)
+        for key in self._proposals.lost(now.mono_ms):
+            self._give_up(key)
+
+    def noted(self, position: int) -> None:
+        """The refused line at a packed position stands on the quarantine topic: it is owed no longer."""
+        self._index.noted(position)
 
     def grant_anew(self, now: Now) -> None:
         """Heartbeats can be heard again after a time in which they could not."""

@@ -7,7 +7,7 @@ key (dead jobs whose record is still owed), ``q`` + position → a refused line 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -90,10 +90,13 @@ def quarantine_note(folded: Folded) -> Note:
 class Index:
     """Keeps the rows of one partition in step with its fold, and counts ready jobs by lane."""
 
-    def __init__(self, kv: KeyValueStore) -> None:
+    def __init__(self, kv: KeyValueStore, folded_until: Callable[[], int]) -> None:
+        """``folded_until`` tells the packed position below which everything is folded."""
         self._kv = kv
+        self._folded_until = folded_until
         self._changed: dict[str, tuple[Job | None, Job | None]] = {}
-        self._refused: list[Note] = []
+        self._refused: dict[int, Note] = {}
+        self._noted: set[int] = set()
         stored = kv.get(BACKLOG, COUNTS)
         pairs: list[tuple[tuple[str, int, str, str], int]] = (
             []
@@ -106,7 +109,7 @@ class Index:
         """Take one folded line into account."""
         before, after = folded.before, folded.after
         if folded.outcome == "quarantined":
-            self._refused.append(quarantine_note(folded))
+            self._refused[folded.position] = quarantine_note(folded)
         if before is after:
             return
         known = self._changed.get(folded.key)
@@ -137,8 +140,13 @@ class Index:
                     batch.put(*row)
         if self._changed:
             batch.put(BACKLOG, COUNTS, _encode(list(self.ready.items())))
-        for note in self._refused:
-            batch.put(BACKLOG, REFUSED + note[0].to_bytes(8, "big"), _encode(note))
+        for position, note in self._refused.items():
+            if position not in self._noted:
+                batch.put(BACKLOG, REFUSED + position.to_bytes(8, "big"), _encode(note))
+        folded_until = self._folded_until()
+        for position in [position for position in self._noted if position < folded_until]:
+            batch.delete(BACKLOG, REFUSED + position.to_bytes(8, "big"))
+            self._noted.discard(position)
         self._changed.clear()
         self._refused.clear()
 
@@ -151,11 +159,15 @@ class Index:
         for key, value in self._kv.scan(BACKLOG, prefix + order.to_bytes(8, "big"), stop, limit=limit):
             yield int.from_bytes(key[-8:], "big"), value.decode()
 
-    def quarantined_after(self, position: int) -> Iterator[Note]:
-        """Committed refused lines beyond a packed position, in log order."""
-        start = REFUSED + (position + 1).to_bytes(8, "big")
-        for _, value in self._kv.scan(BACKLOG, start, bytes([REFUSED[0] + 1])):
-            yield _decode_note(value)
+    def noted(self, position: int) -> None:
+        """A refused line stands on the quarantine topic; perhaps it is not folded here yet."""
+        self._noted.add(position)
+
+    def not_noted(self) -> Iterator[Note]:
+        """Committed refused lines that the quarantine topic is not known to have, in log order."""
+        for key, value in self._kv.scan(BACKLOG, REFUSED, bytes([REFUSED[0] + 1])):
+            if int.from_bytes(key[1:], "big") not in self._noted:
+                yield _decode_note(value)
 
     def keys(self, prefix: bytes) -> Iterator[str]:
         """Keys of the committed ``ACTIVE`` or ``DEAD`` jobs."""

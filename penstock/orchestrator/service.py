@@ -223,7 +223,7 @@ class Orchestrator:
                 continue
             machine = self.machine.partitions.get(position.partition)
             if machine is not None:
-                machine.quarantined_until = max(machine.quarantined_until, position.packed)
+                machine.noted(position.packed)
 
     def _forward_landed(self, forward: Forward) -> None:
         self._forwarded.append(forward)

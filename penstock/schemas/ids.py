@@ -62,16 +62,45 @@ def _words(count: int) -> Struct:
     return Struct(f"<{count}I")
 
 
+_SEED = 0x9747B28C
+_MULTIPLIER = 0x5BD1E995
+
+
 def murmur2(data: bytes) -> int:
     """Murmur2 as Kafka's Java client computes it, seed 0x9747b28c; an unsigned 32-bit number."""
     length = len(data)
-    m = 0x5BD1E995
-    mask = _MASK
-    h = 0x9747B28C ^ length
+    h = _whole_words(data, length)
+    if length & 3:
+        h = (h ^ int.from_bytes(data[length & ~3 :], "little")) * _MULTIPLIER & _MASK
+    h = (h ^ h >> 13) * _MULTIPLIER & _MASK
+    return h ^ h >> 15
+
+
+def _whole_words(data: bytes, length: int) -> int:
+    """The hash before the last ``length % 4`` bytes of data that is ``length`` bytes long."""
+    m, mask = _MULTIPLIER, _MASK
+    h = _SEED ^ length
     for word in _words(length >> 2).unpack_from(data):
         k = word * m & mask
         h = (h * m ^ (k ^ k >> 24) * m) & mask
-    if length & 3:
-        h = (h ^ int.from_bytes(data[length & ~3 :], "little")) * m & mask
-    h = (h ^ h >> 13) * m & _MASK
-    return h ^ h >> 15
+    return h
+
+
+_ENDINGS = tuple(int.from_bytes((a + b).encode(), "little") for a in _CROCKFORD for b in _CROCKFORD)
+"""The last two characters of a ULID, by their ten bits, as the last half word of the hash."""
+
+
+def ending_in(beginning: str, partition: int, partitions: int) -> int | None:
+    """The last ten bits (of a ULID whose first 24 characters are ``beginning``) that put it into ``partition``.
+
+    None if none of the 1,024 does, which with fewer than a hundred partitions hardly ever happens. About
+    ``partitions`` tries of half a microsecond.
+    """
+    start = _whole_words(beginning.encode(), 26)
+    m, mask = _MULTIPLIER, _MASK
+    for bits, ending in enumerate(_ENDINGS):
+        h = (start ^ ending) * m & mask
+        h = (h ^ h >> 13) * m & mask
+        if ((h ^ h >> 15) & 0x7FFFFFFF) % partitions == partition:
+            return bits
+    return None

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from penstock.client.idgen import UlidSource, new_id
-from penstock.schemas.ids import JOB_ID_PATTERN, ulid
+from penstock.client.idgen import UlidSource, new_id, new_id_in
+from penstock.schemas.ids import JOB_ID_PATTERN, partition_of, ulid
 
 ENTROPY = bytes(range(200, 210))
 
@@ -73,3 +73,17 @@ def test_a_forked_child_draws_anew():
     # Counted on from the same draw, their entropy would begin alike.
     assert theirs[10:18] != mine[10:18]
     assert theirs[10:18] != first[10:18]
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 16, 64])
+def test_an_id_for_a_partition_lives_there(partitions: int) -> None:
+    made = [new_id_in(number % partitions, partitions) for number in range(600)]
+    assert [partition_of(job, partitions) for job in made] == [number % partitions for number in range(600)]
+    assert all(re.match(JOB_ID_PATTERN, job) and len(job) == 26 for job in made)
+
+
+def test_ids_for_partitions_and_others_sort_as_they_were_made() -> None:
+    standing_still = UlidSource(lambda: 1_795_313_105_407)
+    made = [standing_still.next_in(3, 16) if number % 3 else standing_still.next() for number in range(3_000)]
+    assert made == sorted(made)
+    assert len(set(made)) == 3_000

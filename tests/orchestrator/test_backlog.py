@@ -36,7 +36,7 @@ class Ledger:
     def __init__(self) -> None:
         self.desk = Desk()
         self.store: PartitionStore = memory_store()
-        self.index = Index(self.store.store)
+        self.index = Index(self.store.store, lambda: self.store.next_offset << 15)
         self.backlog = Backlog(self.index, self.commit, self.store.job)
         self.timers = Timers(self.index, self.commit)
         self.commits = 0
@@ -254,4 +254,4 @@ def test_counts_and_rows_follow_the_jobs_whatever_the_commits(seed: int) -> None
     assert found == wanted
     ready = Counter(lane_of(job) for job in jobs.values() if job.state == "ready")
     assert ledger.index.ready == ready
-    assert Index(kv).ready == ready
+    assert Index(kv, lambda: 0).ready == ready

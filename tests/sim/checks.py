@@ -32,7 +32,7 @@ def _fleet(world: World, machine: OrchestratorMachine) -> None:
     proposed: Counter[int] = Counter()
     leases: set[tuple[int, int, str]] = set()
     for one in machine.partitions.values():
-        for proposal in one._proposals.values():
+        for _, proposal in one._proposals:
             proposed[id(proposal.session)] += 1
         for key, lease in one._leases._leases.items():
             leases.add((id(lease.session), one.number, key))

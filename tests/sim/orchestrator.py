@@ -194,7 +194,7 @@ class OrchestratorProcess:
         number, position = map(int, value.split(b":"))
         assert self.machine is not None
         one = self.machine.partitions[number]
-        one.quarantined_until = max(one.quarantined_until, position)
+        one.noted(position)
 
     def _note_caught_up(self) -> None:
         assert self.machine is not None

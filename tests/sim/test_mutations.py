@@ -71,13 +71,13 @@ def deliver_before_the_lease_is_folded(patch: pytest.MonkeyPatch) -> None:
     leased = PartitionMachine.lease
 
     def at_once(self: PartitionMachine, lanes: Any, session: Any, limit: int, now: Any, out: Any) -> int:
-        known = set(self._proposals)
+        known = {key for key, _ in self._proposals}
         given = leased(self, lanes, session, limit, now, out)
-        for key in self._proposals.keys() - known:
+        for key in {key for key, _ in self._proposals} - known:
             waiting = self.store.job(key)
             assert waiting is not None
             granted = effects.copy_of(waiting)
-            granted.lease, granted.incarnation = self._proposals[key].lease, session.incarnation
+            granted.lease, granted.incarnation = self._proposals.get(key).lease, session.incarnation
             self._courier.deliver(granted, session, 0, out)
         return given
 

@@ -95,13 +95,25 @@ def test_L1_a_lost_announcement_is_repeated_after_a_second_or_two() -> None:
 def test_L2_silence_of_the_leader_nominates_the_standby() -> None:
     desk = Desk()
     desk.orchestrator(WORSE)
+    assert 2_500 < _claims(desk, hears_itself=True)[0] <= 2_700
+
+
+def test_L2_one_that_does_not_even_hear_itself_nominates_nobody() -> None:
+    desk = Desk()
+    desk.orchestrator(WORSE)
+    assert _claims(desk, hears_itself=False) == []
+
+
+def _claims(desk: Desk, *, hears_itself: bool) -> list[int]:
+    """When, in four seconds after the leader's last beat, the standby announces itself."""
     claimed: list[int] = []
-    desk.step(WORSE, signals=[beat_of(BETTER, leads=True)])
+    out = desk.step(WORSE, signals=[beat_of(BETTER, leads=True)])
     for _ in range(40):
         desk.time_ms += 100
-        if any(isinstance(line, ev.LeaderAnnounced) for line in lines(desk.step(WORSE))):
+        out = desk.step(WORSE, signals=out.beats if hears_itself else [])
+        if any(isinstance(line, ev.LeaderAnnounced) for line in lines(out)):
             claimed.append(desk.time_ms)
-    assert 2_500 < claimed[0] <= 2_700
+    return claimed
 
 
 def test_L2_one_that_slept_does_not_take_its_own_silence_for_that_of_others() -> None:

@@ -140,6 +140,15 @@ def test_D3_an_older_incarnation_renews_nothing() -> None:
     assert echoes(*desk.settle("o", desk.heartbeat("w", incarnation="a", holding=[("j", 5)]))) == []
 
 
+def test_D3_an_older_incarnation_that_wakes_is_told_again_and_again_that_its_lease_is_gone() -> None:
+    desk = running("j")
+    lease = desk.job("j").lease
+    asleep = [desk.heartbeat("w", incarnation="a", holding=[("j", 5)]) for _ in range(2)]
+    desk.settle("o", desk.heartbeat("w", incarnation="b", credits=0))
+    for beat in asleep:
+        assert gone(*desk.settle("o", beat)) == [(lease, "expired")]
+
+
 def test_D3_a_deaf_leader_ends_no_lease_and_grants_all_anew_when_it_hears() -> None:
     desk = running("j")
     desk.pass_ms(3_000)

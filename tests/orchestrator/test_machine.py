@@ -1,0 +1,54 @@
+"""What the machine decides for all partitions together: sharing jobs out, and what a new leader still owes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from penstock.schemas import events as ev
+from tests.orchestrator.desk import Desk, deliveries, lines, memory_store
+
+GARBAGE = b"no json at all"
+
+
+def test_workers_with_room_share_what_waits_evenly() -> None:
+    desk = Desk(partitions=2)
+    desk.leader()
+    for number in range(90):
+        desk.enqueue(f"j{number}")
+    beats = [desk.heartbeat(worker, credits=90) for worker in ("u", "v", "w")]
+    given = Counter(delivery.worker for delivery in deliveries(*desk.settle("o", *beats)))
+    assert sorted(given.values()) == [30, 30, 30]
+
+
+def test_a_refused_line_is_noted_by_whoever_leads_until_the_note_is_read_back() -> None:
+    desk = Desk()
+    desk.leader("o")
+    desk.write(0, GARBAGE)
+    [first] = desk.step("o").quarantine
+    # The note was lost with the leader that made it: its successor, from the same store, makes it again.
+    desk.machines["o"].partitions[0].commit()
+    desk.orchestrator("o", desk.stores["o"])
+    [again] = [note for out in desk.settle("o") for note in out.quarantine]
+    assert (again.position, again.sha256) == (first.position, first.sha256)
+    # Once it stands on the topic nobody owes it, not even one that reads of it before it folds the line.
+    fresh = desk.orchestrator("p", [memory_store()])
+    for machine in (desk.machines["o"], fresh):
+        machine.partitions[0].noted(first.position)
+        machine.partitions[0].commit()
+    successor = desk.orchestrator("o", desk.stores["o"])
+    assert [note for out in desk.settle("o") for note in out.quarantine] == []
+    assert [note for out in desk.settle("p") for note in out.quarantine] == []
+    assert successor.leading or fresh.leading
+
+
+def test_an_announcement_that_came_too_late_makes_no_leader() -> None:
+    desk = Desk()
+    desk.orchestrator("o")
+    desk.orchestrator("p")
+    claims = {name: desk.step(name) for name in ("o", "p")}
+    assert all(isinstance(line, ev.LeaderAnnounced) for out in claims.values() for line in lines(out))
+    for out in claims.values():
+        desk.carry_out(out)
+    for name in ("o", "p"):
+        desk.step(name)
+    assert [name for name in ("o", "p") if desk.machines[name].leading] == ["o"]
