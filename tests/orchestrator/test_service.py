@@ -245,3 +245,22 @@ async def test_two_share_and_one_takes_over(
         record_property("takeover_s", round(time.monotonic() - killed, 2))
         await ended(two, *during)
         assert {job_of(two, job).state for job in before + during} == {"succeeded"}
+
+
+@pytest.mark.parametrize("bench", ["memory"], indirect=True)
+async def test_one_that_joins_gets_its_share(bench: Bench) -> None:
+    async with bench.orchestrator("one") as one, ModelWorker(bench.log, bench.topics, "w1", lease_ms=2_000):
+        await until(lambda: len(one.machine.leading) == 4, one)
+        led = 0
+        for number in range(8):
+            async with bench.orchestrator(f"two-{number}") as two:
+                await until(lambda two=two: not two._ends, one, two)
+                await asyncio.sleep(0.6)
+                led = len(two.machine.leading)
+                assert led + len(one.machine.leading) <= 4
+            await until(lambda: len(one.machine.leading) == 4, one)
+            if led:
+                break
+        assert led
+        jobs = [await bench.enqueue() for _ in range(20)]
+        await ended(one, *jobs)
