@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers tidy format bench lock clean
+.PHONY: help setup demo test lint types layers tidy format bench sim lock clean
 .NOTPARALLEL:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make lint | types | layers | tidy     one of these alone"
 	@echo "make format   let ruff format the code"
 	@echo "make bench    run the benchmarks"
+	@echo "make sim      run the simulator; SEEDS=5000 for more than 1000 seeds"
 	@echo "make lock     resolve the dependencies anew into requirements.lock"
 	@echo "make clean    remove what tests and tools left behind (not .venv)"
 
@@ -59,6 +60,10 @@ tidy: $(READY)
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix --select I .
 	@$(BIN)/ruff format .
+
+SEEDS ?= 1000
+sim: $(READY)
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import httpx  # noqa: E402 - in one block with the others
+
 from penstock.client.http import Client  # noqa: E402 - in one block with the others
 from tests.acceptance.processes import Stack, free_port, http, wait_for  # noqa: E402 - found by the line above
 from tests.kafka_broker import Broker  # noqa: E402 - as above
@@ -33,6 +35,9 @@ QUICK = os.environ.get("QUICK", "") not in ("", "0")
 KAFKA_JOBS = 10_000 if QUICK else 100_000
 DEV_JOBS = 4_000 if QUICK else 40_000
 LATENCY_JOBS = 60 if QUICK else 300
+WARM_UP_JOBS = 100
+"""Not counted: a broker that has just started still compiles itself."""
+IDLE_S = 0.05
 REST_S = 3 if QUICK else 10
 CONNECTIONS = 32
 CONCURRENCY = 200
@@ -92,14 +97,15 @@ def rest(server: str, where: str) -> Row:
 
 
 def latency(server: str, where: str) -> Row:
-    """From before a job is sent to its handler's first line, one job at a time."""
-    with Client(server) as client:
+    """From before a job is sent to its handler's first line, one job at a time, with nothing else going on."""
+    with Client(server) as client, httpx.Client(base_url=server) as raw:
         found: list[float] = []
-        for _ in range(LATENCY_JOBS):
-            job = client.enqueue("since", {"sent_ns": time.time_ns()})
-            found.append(client.wait(job["id"])["result"] / 1e6)
-            time.sleep(0.01)
-    found.sort()
+        for _ in range(WARM_UP_JOBS + LATENCY_JOBS):
+            sent = raw.post("/api/v1/jobs", json={"type": "since", "payload": {"sent_ns": time.time_ns()}})
+            # Only then is it asked for: whoever polls meanwhile competes with what is measured.
+            time.sleep(IDLE_S)
+            found.append(client.wait(sent.json()["id"])["result"] / 1e6)
+    found = sorted(found[WARM_UP_JOBS:])
     p99_ms = found[int(0.99 * len(found))]
     return Row(
         f"Enqueue over REST until the handler starts, idle, {where}",
