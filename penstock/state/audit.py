@@ -7,7 +7,7 @@ An export is one JSON object a line::
     ...
     {"audit": "end", "lines", "counts": {"0": 12}, "final": {"0": "<hash>"}}
 
-Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the
+An empty record stands there as one empty line. Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the
 second one exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own a partition:
 lower-case hex of SHA-256 over the hash before it (32 bytes), partition (4 bytes), offset (8), line (4), time (8; Unix
 ms), all big-endian, and the bytes of the line. The hash before the first is :func:`first_hash`, which covers what the
@@ -185,7 +185,8 @@ class _Chain:
 
     def record(self, record: Record) -> bytes:
         written: list[bytes] = []
-        for number, data in enumerate(split(record.value)):
+        # An empty record is one blank line, so that its place and time are in the chain.
+        for number, data in enumerate(split(record.value) or [b""]):
             self.hash = next_hash(self.hash, record.partition, record.offset, number, record.time_ms, data)
             self.count += 1
             text, encoded = _as_text(data)
@@ -199,7 +200,7 @@ class _Chain:
                 hash=self.hash.hex(),
             )
             written.append(_encode(line))
-        return b"\n".join([*written, b""]) if written else b""
+        return b"\n".join([*written, b""])
 
 
 def _as_text(data: bytes) -> tuple[str | None, str | None]:

@@ -10,6 +10,7 @@ Families: ``fold`` (rows of :class:`~penstock.core.partition.PartitionFold`), ``
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
@@ -33,7 +34,7 @@ from penstock.core.partition import (
 from penstock.log.kv import Batch, KeyValueStore
 from penstock.log.port import Log, Record
 from penstock.log.store import Store, Tuning
-from penstock.schemas.errors import HistoryChanged, LogError
+from penstock.schemas.errors import HistoryChanged, LogCorrupt, LogError
 from penstock.schemas.limits import DIGEST_EVERY_OFFSETS
 from penstock.state.bodies import BODIES, Bodies, BodyKind
 from penstock.state.chain import FIRST_LINK, next_link
@@ -42,6 +43,8 @@ from penstock.state.last_record import check_last_record
 FOLD, META = "fold", "meta"
 _IDENTITY, _PROGRESS, _DIGEST = b"identity", b"progress", b"d"
 _DIGESTS_IN_MEMORY = 8
+
+_MIB = 1024 * 1024
 
 StoreFactory = Callable[[str, Sequence[str]], KeyValueStore]
 """Opens a store: folder, names of families."""
@@ -76,6 +79,8 @@ class RecordedDigests(msgspec.Struct, frozen=True, array_like=True):
     log: bytes
 
 
+_log = logging.getLogger(__name__)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_identity = msgspec.msgpack.Decoder(StoreIdentity).decode
 _decode_progress = msgspec.msgpack.Decoder(Progress).decode
@@ -83,8 +88,12 @@ _decode_recorded = msgspec.msgpack.Decoder(RecordedDigests).decode
 
 
 def rocks_store(path: str, families: Sequence[str]) -> KeyValueStore:
-    """RocksDB without a write-ahead log of its own: the log itself is the one to recover from."""
-    return Store(path, families, wal=False, tuning=Tuning(write_buffer_bytes=16 * 1024 * 1024))
+    """RocksDB with a write-ahead log that is never synced.
+
+    A process that is killed finds all its commits again, and folds on from the last one within a second. A machine
+    that loses power may lose the newest of them, or the whole store: the log brings both back.
+    """
+    return Store(path, families, tuning=Tuning(write_buffer_bytes=16 * _MIB, max_wal_bytes=64 * _MIB))
 
 
 class PartitionStore:
@@ -136,7 +145,13 @@ class PartitionStore:
         for other in Path(path).glob("fold-*"):
             if other != folder:
                 shutil.rmtree(other)
-        store = store_factory(str(folder), (FOLD, BODIES, META, *extra))
+        families = (FOLD, BODIES, META, *extra)
+        try:
+            store = store_factory(str(folder), families)
+        except LogCorrupt as error:
+            _log.warning("the state in %s is damaged and is folded anew: %s", folder, error.message)
+            shutil.rmtree(folder)
+            store = store_factory(str(folder), families)
         try:
             return cls(store, identity)
         except BaseException:
