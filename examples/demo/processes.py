@@ -58,6 +58,8 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # Out of reach of a Ctrl-C on the terminal: the server must not be gone before its workers.
+                process_group=0,
             )
         self._running.append((name, process))
         return process

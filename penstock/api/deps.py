@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.log.bundler import LinePosition
 from penstock.log.port import Log
 from penstock.projections.port import ReadModel
+from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES
 from penstock.schemas.topics import Topics
 
@@ -63,6 +66,39 @@ class ApiOptions:
         return self.max_payload_bytes + MAX_METADATA_BYTES + 32 * 1024
 
 
+class Parked:
+    """Reads that wait for a position. They end when the server stops, which would wait for them otherwise."""
+
+    def __init__(self) -> None:
+        self._scopes: set[asyncio.Timeout] = set()
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    def stop(self) -> None:
+        """Let none wait from now on."""
+        self._stopped = True
+        for scope in self._scopes:
+            scope.reschedule(0)
+
+    @asynccontextmanager
+    async def wait(self) -> AsyncGenerator[None]:
+        """Around the waiting. Raises ReadModelUnavailable when the server stops meanwhile."""
+        scope = asyncio.timeout_at(0 if self._stopped else None)
+        try:
+            async with scope:
+                self._scopes.add(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes.discard(scope)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ReadModelUnavailable("The server stops.") from error
+
+
 @dataclass(slots=True)
 class ApiDeps:
     """Everything the routes use. ``now_ms`` is Unix time, ``generation`` the log's."""
@@ -78,6 +114,12 @@ class ApiDeps:
     now_ms: Callable[[], int] = wall_clock_ms
     generation: int = 0
     version: str = field(default_factory=package_version)
+    parked: Parked = field(default_factory=Parked)
+
+    def stop(self) -> None:
+        """Answer everything that only waits: to be called before the server is asked to stop."""
+        self.gateway.stop()
+        self.parked.stop()
 
 
 def deps_of(request: Request) -> ApiDeps:

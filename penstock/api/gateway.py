@@ -17,7 +17,6 @@ module is its presence on the log, through one :class:`~penstock.workers.hub.Ses
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from types import TracebackType
 from typing import Self
@@ -26,6 +25,7 @@ import msgspec
 
 from penstock.api.remote_worker import RemoteWorker
 from penstock.log.port import Log
+from penstock.log.supervision import supervise
 from penstock.schemas.errors import Conflict
 from penstock.schemas.topics import Topics
 from penstock.workers.hub import SessionHub
@@ -57,7 +57,7 @@ class Gateway:
 
     async def __aenter__(self) -> Self:
         await self.hub.__aenter__()
-        self._ticking = asyncio.create_task(self._tick(), name="gateway-tick")
+        self._ticking = supervise(self._tick(), "gateway-tick", self.hub.fail)
         return self
 
     async def __aexit__(
@@ -66,8 +66,7 @@ class Gateway:
         self.stop()
         if self._ticking is not None:
             self._ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._ticking
+            await asyncio.gather(self._ticking, return_exceptions=True)
         await self.hub.flush(2_000)
         sessions = [worker.session for worker in self._workers.values()]
         self._workers.clear()

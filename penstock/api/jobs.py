@@ -46,11 +46,12 @@ async def create_job(request: Request) -> Response:
 
 
 async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
-    """Wait for the positions that this read asks for. Raises ReadBehind."""
+    """Wait for the positions that this read asks for. Raises ReadBehind, ReadModelUnavailable."""
     wanted = wanted_positions(request, asked.after, deps.topics.partitions)
     if wanted:
         wait_ms = deps.options.read_wait_ms if asked.wait_ms is None else asked.wait_ms
-        await deps.read_model.wait(wanted, wait_ms)
+        async with deps.parked.wait():
+            await deps.read_model.wait(wanted, wait_ms)
 
 
 async def get_job(request: Request) -> Response:

@@ -15,6 +15,7 @@ from typing import Self
 import msgspec
 
 from penstock.log.port import Log
+from penstock.log.supervision import supervise, tell
 from penstock.schemas.errors import LogError
 from penstock.schemas.messages import Heartbeat, decode_reports
 from penstock.schemas.topics import Topics
@@ -66,7 +67,9 @@ class WorkerRegistry:
         return self._failure
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="penstock-worker-registry")
+        self._task = supervise(
+            self._run(), "penstock-worker-registry", lambda error: tell(self.failure, error)
+        )
         return self
 
     async def __aexit__(
@@ -127,10 +130,6 @@ class WorkerRegistry:
             except LogError as error:
                 log.warning("the worker registry cannot read the log: %s", error.message)
                 await asyncio.sleep(RETRY_S)
-            except Exception as error:  # noqa: BLE001 - whoever runs the registry is told
-                if not self.failure.done():
-                    self.failure.set_exception(error)
-                return
 
     async def _follow(self) -> None:
         topic = self._topics.workers

@@ -23,6 +23,8 @@ REPEAT_MS = 1_000
 LATE_MS = 1_000
 """How long a grant that nobody waits for is kept for a fetch."""
 
+LAPSE_EVERY_MS = 1_000
+
 MAX_GONE = 10_000
 
 
@@ -61,6 +63,7 @@ class RemoteWorker:
         self._closed = False
         self.heard_ms = hub.now_ms()
         self.progress_seqs: dict[str, int] = {}
+        self._lapse_ms = 0.0
 
     @property
     def session(self) -> Session:
@@ -256,7 +259,12 @@ class RemoteWorker:
     # Time
 
     def tick(self, now_ms: float) -> None:
-        """What only time brings about: grants handed out again, and given back."""
+        """What only time brings about: grants handed out again and given back, and leases that ran out."""
+        if now_ms >= self._lapse_ms:
+            self._lapse_ms = now_ms + LAPSE_EVERY_MS
+            self.session.lapse(now_ms)
+            held = self.session.held
+            self.progress_seqs = {name: seq for name, seq in self.progress_seqs.items() if name in held}
         for lease_id in [
             name for name, (lease, _) in self._unnamed.items() if lease.lost_reason or lease.line
         ]:

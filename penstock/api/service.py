@@ -13,6 +13,7 @@ from typing import Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock.log.supervision import tell, why_ended
 from penstock.schemas.errors import SettingsInvalid
 
 log = logging.getLogger("penstock.api")
@@ -102,16 +103,15 @@ class ApiService:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         stopping = self._server is not None and self._server.should_exit
-        if stopping or task.cancelled() or self.failure.done():
-            return
-        self.failure.set_exception(task.exception() or RuntimeError("the HTTP server ended by itself"))
+        error = why_ended(task)
+        if error is not None and not stopping:
+            tell(self.failure, error)
 
     async def _stop(self) -> None:
         if self._server is not None:
             self._server.should_exit = True
         if self._task is not None:
-            with contextlib.suppress(Exception):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         if self._server is not None and self._listener is not None:
             # A server that broke has not closed what it listened on.
             for server in getattr(self._server, "servers", ()):

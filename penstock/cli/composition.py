@@ -135,13 +135,15 @@ async def start_api(
         registry=registry,
         gateway=gateway,
         metrics=ApiMetrics(),
-        options=ApiOptions(max_payload_bytes=settings.max_payload_bytes),
+        options=ApiOptions(
+            max_payload_bytes=settings.max_payload_bytes, cors_origins=tuple(settings.cors_origins)
+        ),
         generation=namespace.generation,
     )
     service = ApiService(create_app(deps), host=settings.host, port=settings.port)
     await stack.enter_async_context(service)
-    # Before the server stops: it waits for open requests, and a parked fetch would hold it up.
-    stack.callback(gateway.stop)
+    # Before the server stops: it waits for open requests, and a parked fetch or read would hold it up.
+    stack.callback(deps.stop)
     assert registry.failure is not None
     return service, [Part(registry.failure), Part(gateway.failure), service]
 

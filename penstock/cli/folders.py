@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from penstock.cli.verification import Expected
-from penstock.core.partition import FOLD_VERSION
+from penstock.core.rows import FOLD_VERSION
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log
 from penstock.orchestrator import rows as orchestrator_rows

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     health_port: Port | None = None
     projection_address: str = ""
     """``host:port`` on which a projection process answers, and which it tells others."""
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    """Origins whose pages may call the API from a browser."""
     max_payload_bytes: int = Field(DEFAULT_PAYLOAD_BYTES, ge=1, le=MAX_PAYLOAD_BYTES)
 
     name: str = Field("", max_length=200)
@@ -119,6 +121,15 @@ class Settings(BaseSettings):
         if value and not _is_address(value, any_port=True):
             raise ValueError("must be host:port")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, values: list[str]) -> list[str]:
+        for value in values:
+            parts = urlsplit(value)
+            if value != "*" and (not parts.hostname or value != f"{parts.scheme}://{parts.netloc}"):
+                raise ValueError(f"{value!r} is no origin like https://host:port, and not *")
+        return values
 
     @field_validator("server")
     @classmethod

@@ -6,15 +6,16 @@ The API decodes bodies into :class:`JobRequest`, clients build them with :func:`
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, TypedDict, cast
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from penstock.schemas.codec import check_utf8, depth_of
 from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, Undecodable
@@ -62,7 +63,21 @@ class JobOptions(TypedDict, total=False):
 
 
 class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
-    """A job's backoff as a producer writes it; fields not given have :class:`Backoff`'s defaults."""
+    """A job's backoff as a producer writes it; fields not given have :class:`Backoff`'s defaults.
+
+    ``max_ms`` is at least ``base_ms`` where it is not given; one that is given and less is refused.
+    """
+
+    max_ms: DurationMs | None = None  # type: ignore[assignment]  # read by policy()
+
+    def __post_init__(self) -> None:
+        if self.max_ms is not None and self.base_ms > self.max_ms:
+            raise ValueError("field `base_ms` is larger than max_ms")
+
+    def policy(self) -> Backoff:
+        """With all its fields, as it stands on the log."""
+        max_ms = max(_DEFAULT_BACKOFF.max_ms, self.base_ms) if self.max_ms is None else self.max_ms
+        return Backoff(self.kind, self.base_ms, self.factor, max_ms, self.jitter)
 
 
 class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,7 +199,7 @@ def enqueued_event(
         timeout_ms=request.timeout_ms or 0,
         expires_at=_time_ms("expires_at", request.expires_at),
         max_attempts=request.max_attempts or 5,
-        backoff=request.backoff or _DEFAULT_BACKOFF,
+        backoff=_DEFAULT_BACKOFF if request.backoff is None else request.backoff.policy(),
         request_hash=hashed,
     )
 
@@ -225,9 +240,14 @@ def request_fields(
         raise InvalidField(f"unknown option {unknown[0]!r}", field=unknown[0])
     if payload is not None:
         given["payload"] = payload
+    backoff = given.get("backoff")
+    if isinstance(backoff, Backoff) and backoff.base_ms > backoff.max_ms == _DEFAULT_BACKOFF.max_ms:
+        # It cannot say that its max_ms was not given.
+        fields_given = msgspec.structs.asdict(backoff)
+        given["backoff"] = {name: value for name, value in fields_given.items() if name != "max_ms"}
     for name, value in given.items():
         try:
-            fields[name] = msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
+            fields[name] = msgspec.to_builtins(value, str_keys=True, enc_hook=plain)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidField(f"{name}: {error}", field=name) from error
     return fields
@@ -239,14 +259,28 @@ def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
     return request_fields(str(request.get("type", "")), request.get("payload"), options)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What msgspec does not know by itself, in the way that pydantic reads it back: models by their aliases, paths,
+    addresses, URLs and the like.
+
+    Raises:
+        TypeError: JSON has nothing for it.
+    """
+    kind = type(value).__name__
     dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+    if callable(dump) and not isinstance(value, type):
+        return dump(mode="json", by_alias=True)
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(cast("os.PathLike[str]", value))
     if isinstance(value, Mapping):
         return dict(cast("Mapping[str, Any]", value))
     if isinstance(value, Sequence):
         return list(cast("Sequence[Any]", value))
-    raise TypeError(f"JSON has nothing for a {type(value).__name__}")
+    # A generator would be used up, and a secret would arrive as asterisks.
+    lost = isinstance(value, Iterator) or hasattr(value, "get_secret_value")
+    try:
+        if not lost:
+            return to_jsonable_python(value)
+    except PydanticSerializationError:
+        pass
+    raise TypeError(f"a {kind} is not JSON")

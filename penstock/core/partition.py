@@ -1,15 +1,18 @@
 """Folding one partition of the jobs log: from raw records to the state of its jobs, and the digest that proves it.
 
 :class:`PartitionFold` is what everybody runs: orchestrators to decide, projections to answer, ``verify`` to compare. It
-reads nothing but the partition's own lines and its own rows. Rows are bytes under bytes, so that the digest (the
-sum, mod 2^256, of SHA-256 over every row) is the same in every folder at the same offset, however the lines were
-batched.
+reads nothing but the partition's own lines and its own rows (:mod:`penstock.core.rows`). Rows are bytes under bytes, so
+that the digest (the sum, mod 2^256, of SHA-256 over every row) is the same in every folder at the same offset, however
+the lines were batched. How a line goes::
 
-Rows: ``p`` the partition itself; ``j`` + job key, a :class:`~penstock.core.job.Job`; ``m`` + position, a line
-that belongs to another partition and waits to be forwarded; ``q`` + position, a line that could not be decoded.
+    decode ──▶ type in force? ──▶ leader's epoch? ──▶ its partition? ──▶ first copy? ──▶ job.apply ──▶ applied
+      │              │                  │                  │                 │               │
+      ▼              ▼                  ▼                  ▼                 ▼               ▼
+    quarantined   illegal             stale            misrouted         duplicate   stale, illegal, duplicate, ...
 
-How a line goes: decode (else quarantined) → rules in force → leader's epoch → right partition (else misrouted) →
-:func:`penstock.core.job.apply`. One refused line never stops what is behind it.
+Each line comes to one of these ends, and what is refused never stops what is behind it. Only two things stop a fold:
+rules that this version does not have (:class:`~penstock.schemas.errors.UnknownRules`), since to guess would be to
+differ from everybody else for ever; and what is no fact of the log, such as a lack of memory.
 """
 
 from __future__ import annotations
@@ -21,15 +24,26 @@ from typing import Any, Literal, cast, get_args
 import msgspec
 
 from penstock.core.job import Applied, Job, Place, apply
+from penstock.core.rows import (
+    DIGEST_MODULUS,
+    STATE_KEY,
+    Changes,
+    PartitionState,
+    Quarantined,
+    Row,
+    decode_job_row,
+    decode_state_row,
+    encode_row,
+    job_row_key,
+    position_row_key,
+    row_digest,
+)
 from penstock.schemas import events as ev
 from penstock.schemas.codec import decode_line, split
 from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.limits import MAX_LINE_BYTES
 from penstock.schemas.position import pack, parse
-
-FOLD_VERSION = 1
-"""Version of the rows' encoding. A store written by another is thrown away and folded anew."""
 
 RULES: Mapping[int, frozenset[str]] = {
     1: frozenset(
@@ -50,9 +64,6 @@ _TYPES_IN_FORCE: Mapping[int, frozenset[type]] = {
 FORWARD_ROOM_BYTES = 4_096
 """What a forwarded copy may be longer than the line, for its origin and defaults: it must be a line itself."""
 
-STATE_KEY = b"p"
-DIGEST_MODULUS = 1 << 256
-
 LineOutcome = Literal[
     "applied",
     "duplicate",
@@ -67,81 +78,24 @@ LineOutcome = Literal[
 ]
 
 
-class PartitionState(msgspec.Struct, array_like=True):
-    """What the fold knows of the partition as a whole."""
-
-    epoch: int = -1
-    leader: str = ""
-    incarnation: str = ""
-    rules: int = 1
-    time_ms: int = 0
-    """Time of the last record that the log itself stamped."""
-    config_position: int = -1
-    origins: dict[int, int] = {}
-    """Highest forwarded position by source partition."""
-    accepted: int = 0
-    refused: int = 0
-    unknown_jobs: int = 0
-    quarantined: int = 0
-    misrouted: int = 0
-
-
-class Quarantined(msgspec.Struct, array_like=True, frozen=True):
-    """A line that could not be decoded: why, and the SHA-256 and size in bytes of what stood there."""
-
-    reason: str
-    sha256: bytes
-    size_bytes: int
-
-
 class Folded(msgspec.Struct, gc=False):
     """One line after folding: what it was, what became of it, and its job before and after."""
 
     position: int
+    """Packed."""
     time_ms: int
+    """The log's time of its record, Unix ms."""
     line: bytes
     event: ev.AnyEvent | None
+    """None when it could not be decoded."""
     outcome: LineOutcome
     reason: str = ""
+    """Why it had no effect, for people."""
     before: Job | None = None
     after: Job | None = None
+    """The same object as ``before`` when the line changed nothing."""
     key: str = ""
-
-
-class Changes(msgspec.Struct):
-    """Rows to write: None deletes. ``digest`` is the state digest once they are written."""
-
-    rows: list[tuple[bytes, bytes | None]]
-    digest: int
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_job = msgspec.msgpack.Decoder(Job).decode
-_decode_state = msgspec.msgpack.Decoder(PartitionState).decode
-_decode_quarantined = msgspec.msgpack.Decoder(Quarantined).decode
-
-Row = Job | PartitionState | Quarantined | bytes | None
-
-
-def job_row_key(key: str) -> bytes:
-    return b"j" + key.encode()
-
-
-def position_row_key(prefix: bytes, position: int) -> bytes:
-    return prefix + position.to_bytes(8, "big")
-
-
-def row_digest(key: bytes, value: bytes) -> int:
-    """A row's share of the state digest."""
-    return int.from_bytes(sha256(len(key).to_bytes(4, "big") + key + value).digest(), "big")
-
-
-def decode_job_row(data: bytes) -> Job:
-    return _decode_job(data)
-
-
-def decode_quarantined_row(data: bytes) -> Quarantined:
-    return _decode_quarantined(data)
+    """Of its job; empty for a line that is about no job."""
 
 
 class PartitionFold:
@@ -167,7 +121,7 @@ class PartitionFold:
         self._stored: dict[bytes, bytes | None] = {}
         self._touched: dict[bytes, Row] = {}
         stored = read(STATE_KEY)
-        self.state = PartitionState() if stored is None else _decode_state(stored)
+        self.state = PartitionState() if stored is None else decode_state_row(stored)
         self._stored_state: bytes | None = stored
         if self.state.rules not in RULES:
             raise UnknownRules(f"the state follows rules {self.state.rules}; this version knows {max(RULES)}")
@@ -180,7 +134,7 @@ class PartitionFold:
         if row in self._touched:
             return cast("Job | None", self._touched[row])
         data = self._read(row)
-        return None if data is None else _decode_job(data)
+        return None if data is None else decode_job_row(data)
 
     # Folding
 
@@ -232,11 +186,11 @@ class PartitionFold:
 
     def _job_event(self, event: ev.AnyEvent, folded: Folded) -> None:
         key = folded.key = job_key(event.tenant, event.job)
-        row = b"j" + key.encode()
+        row = job_row_key(key)
         before = cast("Job | None", self._touched.get(row))
         if before is None and row not in self._touched:
             data = self._stored[row] = self._read(row)
-            before = None if data is None else _decode_job(data)
+            before = None if data is None else decode_job_row(data)
         if before is None and self._elsewhere(event, folded):
             return
         if event.origin and not self._first_copy(event.origin, folded):
@@ -347,7 +301,7 @@ class PartitionFold:
         rows: list[tuple[bytes, bytes | None]] = []
         digest = self._digest
         for row, value in self._touched.items():
-            encoded = value if value is None or isinstance(value, bytes) else _encode(cast(Any, value))
+            encoded = value if value is None or isinstance(value, bytes) else encode_row(cast(Any, value))
             before = self._stored.get(row)
             if before == encoded:
                 continue
@@ -355,7 +309,7 @@ class PartitionFold:
                 0 if before is None else row_digest(row, before)
             )
             rows.append((row, encoded))
-        state = _encode(self.state)
+        state = encode_row(self.state)
         if state != self._stored_state:
             digest += row_digest(STATE_KEY, state)
             digest -= 0 if self._stored_state is None else row_digest(STATE_KEY, self._stored_state)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiokafka.errors import KafkaError
 
+from penstock.log.supervision import asked_to_end
 from penstock.schemas.errors import LogUnavailable
 
 _T = TypeVar("_T")
@@ -58,8 +59,6 @@ async def within(timeout_ms: int, what: str, work: Awaitable[_T]) -> _T:
     except (KafkaError, OSError) as error:
         raise LogUnavailable(f"Kafka failed: {what}: {error}") from error
     except asyncio.CancelledError as error:
-        # The client cancels tasks of its own when it stops and lets that out, which would end our task without a word.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if asked_to_end():
             raise
         raise LogUnavailable(f"Kafka's client gave up: {what}.") from error

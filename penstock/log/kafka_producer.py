@@ -30,6 +30,7 @@ from aiokafka.structs import RecordMetadata
 
 from penstock.log.kafka_options import KafkaOptions, within
 from penstock.log.port import Appended, Headers
+from penstock.log.supervision import asked_to_end
 from penstock.schemas.errors import AppendRefused, AppendUnknown, LogUnavailable, RecordTooLarge
 
 _logger = logging.getLogger(__name__)
@@ -106,6 +107,11 @@ class SupervisedProducer:
             if isinstance(error, _SPOILED) or not error.retriable:
                 self._retire(generation)
             raise AppendUnknown(f"{topic}-{partition}: {error!r}") from error
+        except asyncio.CancelledError as error:
+            if asked_to_end():
+                raise
+            self._retire(generation)
+            raise AppendUnknown(f"{topic}-{partition}: Kafka's client gave up.") from error
         finally:
             generation.under_way -= 1
             if not generation.under_way:
@@ -152,7 +158,7 @@ class SupervisedProducer:
             await generation.idle.wait()
         stopping = asyncio.create_task(generation.producer.stop())
         done, _ = await asyncio.wait((stopping,), timeout=_STOP_MS / 1000 if self._closed else 0.1)
-        if done and stopping.exception() is None:
+        if done and not stopping.cancelled() and stopping.exception() is None:
             return
         _logger.warning("A Kafka producer did not stop and is torn down.")
         stopping.cancel()

@@ -19,6 +19,7 @@ from aiokafka.errors import ConsumerStoppedError, IllegalStateError, KafkaError,
 from penstock.log import port
 from penstock.log.kafka_options import KafkaOptions, within
 from penstock.log.memory_topics import check_offset
+from penstock.log.supervision import asked_to_end
 from penstock.schemas.errors import LogUnavailable
 
 _FETCH_BYTES = 32 * 1024 * 1024
@@ -100,6 +101,10 @@ class KafkaTail:
             raise LogUnavailable("The log or this tail of it is closed.") from error
         except KafkaError as error:
             raise LogUnavailable(f"Kafka failed while it was read: {error!r}") from error
+        except asyncio.CancelledError as error:
+            if asked_to_end():
+                raise
+            raise LogUnavailable("Kafka's client gave up while it was read.") from error
         self._open()
         records: list[port.Record] = []
         for where, batch in fetched.items():

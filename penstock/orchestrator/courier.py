@@ -1,6 +1,6 @@
-"""What a leader says to workers:
+"""What a leader says to workers: deliveries and signals.
 
-deliveries and signals. Hints only: each may be lost, and is said again when it matters.
+Hints only: each may be lost, and is said again when it matters.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class Session:
     """One worker as reached one way."""
 
     __slots__ = (
-        "busy", "concurrency", "credits", "heard_ms", "host", "incarnation", "key", "lease_ms", "leases", "leaving",
-        "pool", "proposed", "route", "seq", "surplus", "types", "version", "yielding",
+        "concurrency", "credits", "heard_ms", "incarnation", "key", "lease_ms", "leases", "leaving",
+        "pool", "proposed", "route", "seq", "surplus", "types", "yielding",
     )  # fmt: skip
 
     def __init__(self, key: SessionKey) -> None:
@@ -50,7 +50,6 @@ class Session:
         self.lease_ms = 30_000
         self.heard_ms = 0
         self.leaving = False
-        self.busy = 0
         self.leases: dict[LeaseKey, bool] = {}
         """Accepted leases, by partition and job key, oldest first; whether each may make room for an urgent one."""
         self.yielding = 0
@@ -148,7 +147,7 @@ class Fleet:
         session.route, session.pool = beat.route, beat.pool
         if len(session.types) != len(beat.types) or session.types != frozenset(beat.types):
             session.types = frozenset(beat.types)
-        session.concurrency, session.busy = beat.concurrency, beat.busy
+        session.concurrency = beat.concurrency
         session.credits = beat.credits.get(self._incarnation, 0)
         session.surplus = False
         session.lease_ms = min(max(SHORTEST_LEASE_MS, beat.lease_ms), LONGEST_LEASE_MS)

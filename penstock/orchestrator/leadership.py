@@ -2,9 +2,11 @@
 
 Orchestrators broadcast a beat every half second, naming the partitions they lead and those they have folded
 to the end. Each of them computes, from the beats of the last 2.5 s, who would be best for a partition (the
-highest hash of incarnation and partition among those who are caught up) and announces itself where that is
-itself. Who does not hear its own beats nominates itself for nothing. Two may think so at once: the fold
-accepts one announcement, the other's ``supersedes`` no longer holds.
+highest hash of incarnation and partition among those who are caught up) and announces itself where it finds itself.
+One that does not hear even its own beats claims nothing, for then the silence of others says nothing about them.
+
+Two may both find themselves best: the fold accepts one announcement, and the ``supersedes`` of the other no longer
+holds. Who leads and is no longer best need not step down by itself: the better one announces itself.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class Peers:
         self._own_ms = -(10**12)
 
     def hear(self, beat: Beat, now_ms: int) -> None:
+        """Take a beat, one's own included: that it came back shows that this one hears."""
         if beat.incarnation == self._incarnation:
             self._own_ms = now_ms
             return
@@ -43,7 +46,7 @@ class Peers:
             self._beats[incarnation] = (beat, now_ms)
 
     def deaf(self, now_ms: int, since_ms: int) -> bool:
-        """Whether it does not even hear itself, since it began at ``since_ms``: then others' silence says nothing."""
+        """Whether it does not hear even itself, and has listened since ``since_ms`` or longer."""
         return now_ms - max(self._own_ms, since_ms) > SILENT_MS
 
     def live(self, now_ms: int) -> list[Beat]:

@@ -22,12 +22,11 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from penstock.log.port import Record
+from penstock.orchestrator.dispatcher import Dispatcher
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.leadership import BEAT_EVERY_MS, Peers
 from penstock.orchestrator.outputs import Forward, Now, Outputs
 from penstock.orchestrator.partition import PartitionMachine
-from penstock.orchestrator.rows import Lane
-from penstock.schemas.events import PRIORITIES
 from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Signal
 from penstock.state.partition_store import PartitionStore
 
@@ -62,8 +61,11 @@ class OrchestratorMachine:
     Args:
         name: of the orchestrator, for people.
         incarnation: of this process, unique.
-        stores: the durable fold of each partition; made with the families of
-        :data:`penstock.orchestrator.rows.FAMILIES`. worker_partitions: how many the workers topic has.
+        stores: the durable fold of each partition, made with the families of
+            :data:`penstock.orchestrator.rows.FAMILIES`.
+        now: when it begins; monotonic time in every later step is at least this.
+        generation: of the log; the high bits of every fence.
+        worker_partitions: how many the workers topic has.
         settle_ms: how long to listen for others before claiming anything.
     """
 
@@ -81,6 +83,7 @@ class OrchestratorMachine:
         self.name, self.incarnation = name, incarnation
         self.fleet = Fleet(incarnation)
         self.peers = Peers(incarnation)
+        self._dispatcher = Dispatcher(self.fleet)
         self.partitions = {
             store.identity.partition: PartitionMachine(store, self.fleet, name, incarnation, generation)
             for store in stores
@@ -91,10 +94,7 @@ class OrchestratorMachine:
         self._swept_ms = self._echoed_ms = self._beat_ms = now.mono_ms - 10**6
         self._stepped_ms = now.mono_ms
         self._backlog_told: frozenset[str] = frozenset()
-        self._turn = 0
         self._unhandled_told_ms: dict[str, int] = {}
-        self.granted = 0
-        """Leases proposed since the start."""
 
     def caught_up(self, partition: int) -> None:
         """The shell has read the partition to the end it had at the start: it may be led."""
@@ -120,7 +120,7 @@ class OrchestratorMachine:
         self._lead(now, out)
         for machine in self.partitions.values():
             machine.tick(now, out)
-        self._dispatch(now, out)
+        self._dispatcher.dispatch(self.leading, now, out)
         self._sweep(now, out)
         self._beat(now, out)
         for machine in self.partitions.values():
@@ -204,7 +204,8 @@ class OrchestratorMachine:
             return
         for held in beat.holding:
             machine = self.partitions.get(held.partition)
-            if machine is not None and machine.role == "leading":
+            # While its end is not folded the lease is in force; the heartbeat after that is early enough.
+            if machine is not None and machine.role == "leading" and machine.is_gone(held):
                 tenant, _, job_id = held.job_key.partition("/")
                 out.signals[beat.route].append(
                     LeaseGone(
@@ -242,58 +243,6 @@ class OrchestratorMachine:
                     by_partition.setdefault(number, []).append(key)
             for number, keys in by_partition.items():
                 self.partitions[number].supersede(keys, now, out)
-
-    # Dispatch
-
-    def _dispatch(self, now: Now, out: Outputs) -> None:
-        leading = [
-            machine for machine in self.partitions.values() if machine.role == "leading" and not machine.idle
-        ]
-        if not leading:
-            return
-        self._turn += 1
-        for rank in range(len(PRIORITIES)):
-            lanes = {machine.number: machine.lanes(rank) for machine in leading}
-            if not any(lanes.values()):
-                continue
-            sessions = self.fleet.with_room(rank)
-            for index, session in enumerate(sessions):
-                self._fill(session, rank, leading, lanes, len(sessions) - index, now, out)
-
-    def _fill(
-        self,
-        session: Session,
-        rank: int,
-        leading: list[PartitionMachine],
-        lanes: dict[int, list[Lane]],
-        sharing: int,
-        now: Now,
-        out: Outputs,
-    ) -> None:
-        """Give a session its share of what waits; ``sharing`` sessions are still to be served, itself included."""
-        fitting = {
-            machine: [lane for lane in lanes[machine.number] if session.takes(lane)]
-            for machine in leading
-            if lanes[machine.number]
-        }
-        fitting = {machine: of_machine for machine, of_machine in fitting.items() if of_machine}
-        waiting = sum(machine.waiting(of_machine) for machine, of_machine in fitting.items())
-        limit = min(session.room(rank), -(-waiting // sharing))
-        order = list(fitting)
-        if order:
-            start = self._turn % len(order)
-            order = order[start:] + order[:start]
-        while order and limit > 0:
-            share = -(-limit // len(order))
-            still: list[PartitionMachine] = []
-            for machine in order:
-                wanted = min(share, limit)
-                given = machine.lease(fitting[machine], session, wanted, now, out) if wanted else 0
-                limit -= given
-                self.granted += given
-                if given and given == wanted:
-                    still.append(machine)
-            order = still
 
     # Now and then
 

@@ -51,10 +51,6 @@ class Outbox:
         self._forwarded = forwarded
         self._pending: dict[_Destination, list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.lost = 0
-        """Hints that could not be sent."""
-        self.failed_lines = 0
-        """Lines whose append was given up."""
 
     def carry_out(self, out: Outputs) -> None:
         """Start everything; nothing is waited for."""
@@ -95,7 +91,6 @@ class Outbox:
         try:
             await self._bundler.append_many(partition, lines)
         except LogError as error:
-            self.failed_lines += len(lines)
             _log.warning("%d lines for partition %d were not written: %s", len(lines), partition, error)
 
     async def _forward(self, forward: Forward) -> None:
@@ -156,7 +151,6 @@ class Outbox:
                     try:
                         await self._log.append(topic, partition, value, key=key.encode() if key else None)
                     except LogError as error:
-                        self.lost += value.count(b"\n") + 1
                         _log.debug("hints for %s/%d were lost: %s", topic, partition, error)
                 messages = self._pending[destination]
                 self._pending[destination] = []

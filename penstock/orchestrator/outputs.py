@@ -1,4 +1,7 @@
-"""What a step of the machine takes in and gives out. Plain values: the shell, or a simulator, carries them out."""
+"""The time that a step of the machine is given, and all that it gives out.
+
+Plain values: the shell, or a simulator, carries them out.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,21 @@ from penstock.schemas.messages import Beat, Delivery, Echo, Signal
 
 
 class Now(NamedTuple):
-    """``log_ms``: the log's time, Unix ms, for timers. ``mono_ms``: never steps back, for leases and beats.
-
-    ``wall_ms``: this machine's own clock, only to be compared with the log's.
-    """
+    """One moment by three clocks, in ms."""
 
     log_ms: int
+    """The log's time, Unix: for timers."""
     mono_ms: int
+    """Never steps back: for leases and beats."""
     wall_ms: int = 0
+    """This machine's own clock, Unix: only to be compared with the log's."""
 
 
 class Forward(NamedTuple):
-    """Lines of one source partition to append, in order, to ``target``.
+    """Lines that stand in partition ``source`` and belong in ``target``: to be appended there, in order.
 
-    Once that is acknowledged, the machine is told by ``Inputs.forwarded``.
+    When the log has acknowledged them, the shell hands this very value back in ``Inputs.forwarded``; ``batch`` tells
+    it from all others of this process.
     """
 
     source: int

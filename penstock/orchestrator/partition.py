@@ -7,8 +7,9 @@
         └────────────────────────┴──────── a higher epoch is folded ─────────────────┘
 
 Whatever it does as a leader it derives from folded state: what it proposes counts only when it comes back from the log,
-accepted. So a leader that was deposed without knowing it writes lines that everyone drops, and one that dies
-owes nothing that its successor would not find.
+accepted. So a leader that was deposed without knowing it writes lines that everyone drops, and one that dies owes
+nothing that its successor would not find. A line that it wrote and that never comes back is written again: a lease
+after 45 s, everything else after 5 s.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from penstock.orchestrator.proposals import Proposals
 from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
 from penstock.orchestrator.timers import Timers
 from penstock.schemas import events as ev
+from penstock.schemas.ids import job_key
 from penstock.schemas.messages import Holding
 from penstock.schemas.position import pack, unpack
 from penstock.state.partition_store import PartitionStore
@@ -44,7 +46,15 @@ Role = Literal["following", "announced", "leading"]
 
 
 class PartitionMachine:
-    """Sans-I/O; driven by :class:`penstock.orchestrator.machine.OrchestratorMachine`."""
+    """Sans-I/O; driven by :class:`penstock.orchestrator.machine.OrchestratorMachine`.
+
+    Args:
+        store: the durable fold of the partition.
+        fleet: the workers that this orchestrator hears, shared by all of its partitions.
+        orchestrator: its name, for people.
+        incarnation: of its process.
+        generation: of the log; the high bits of every fence.
+    """
 
     def __init__(
         self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int
@@ -71,7 +81,7 @@ class PartitionMachine:
         self._forwarder = Forwarder(self.number, self.store.identity.partitions, self._batches)
         self._proposals = Proposals()
         self._owed: dict[str, int] = {}
-        """Dead jobs whose record is owed: when it was last written, ms; 0 is never."""
+        """Keys of dead jobs whose record is owed, and when it was last written, ms; 0 is never."""
 
     # Storing
 
@@ -204,8 +214,8 @@ class PartitionMachine:
         self._courier.deliver(job, session, time_ms, out)
 
     def _lease_refused(self, event: ev.Leased) -> None:
-        """One's own proposal came too late: the job has changed. What it is now decides on its place in the backlog."""
-        key = f"{event.tenant}/{event.job}"
+        """One's own proposal came too late, for the job has changed: should it be ready again, it waits again."""
+        key = job_key(event.tenant, event.job)
         proposal = self._proposals.get(key)
         if proposal is None or proposal.lease != event.id:
             return
@@ -232,17 +242,21 @@ class PartitionMachine:
 
     @property
     def owes(self) -> bool:
+        """Whether a dead job's record is yet to be written, or a misrouted line yet to be forwarded and struck off."""
         return bool(self._owed) or bool(self._forwarder)
 
     @property
     def leases(self) -> int:
+        """How many are running."""
         return len(self._leases)
 
     def lanes(self, rank: int) -> list[Lane]:
+        """Lanes of one urgency that have jobs to give."""
         return self._backlog.lanes(rank)
 
     @property
     def idle(self) -> bool:
+        """Whether nothing waits."""
         return self._backlog.empty
 
     def lease(self, lanes: list[Lane], session: Session, limit: int, now: Now, out: Outputs) -> int:
@@ -278,6 +292,12 @@ class PartitionMachine:
                 if job is not None:
                     self._courier.cancel(job, lease.session, out)
         return named
+
+    def is_gone(self, held: Holding) -> bool:
+        """Whether a lease that somebody believes in is known to be over."""
+        lease = self._leases.get(held.job_key)
+        in_force = lease is not None and lease.lease == held.lease
+        return not in_force and not self._not_folded_yet(held.job_key, held.lease)
 
     def _not_folded_yet(self, key: str, lease: str) -> bool:
         """Whether a lease may be in force without this leader's knowing: it is behind the log and must not judge.

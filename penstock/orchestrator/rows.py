@@ -1,8 +1,15 @@
 """What a leader must find again after a restart: rows derived from each job, written in the batch that writes the job.
 
-Family ``backlog``: ``r`` + lane + order → job key (ready jobs), ``a`` + job key (leased jobs), ``d`` + job
-key (dead jobs whose record is still owed), ``q`` + position → a refused line for the quarantine topic, ``c``
-→ ready jobs by lane. Family ``timers``: time + kind + job key.
+===========  =====================  ===================================================================
+family       key                    value
+===========  =====================  ===================================================================
+``backlog``  ``r`` lane, order      job key, of a ready job
+``backlog``  ``a`` job key          none; a leased job
+``backlog``  ``d`` job key          none; a dead job whose record is still owed
+``backlog``  ``q`` position         a refused line, until it was read back from the quarantine topic
+``backlog``  ``c``                  ready jobs by lane, counted
+``timers``   time, kind, job key    none; ``d`` when it is due, ``x`` when it expires
+===========  =====================  ===================================================================
 """
 
 from __future__ import annotations

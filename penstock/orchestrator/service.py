@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,12 +23,13 @@ import msgspec
 from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log, Record
+from penstock.log.supervision import supervise, tell
 from penstock.orchestrator.clock import LogClock
 from penstock.orchestrator.machine import Inputs, OrchestratorMachine
 from penstock.orchestrator.outbox import Outbox, QuarantineLine
 from penstock.orchestrator.outputs import Forward
 from penstock.orchestrator.rows import FAMILIES
-from penstock.schemas.errors import InvalidCursor
+from penstock.schemas.errors import InvalidCursor, PenstockError
 from penstock.schemas.ids import ulid
 from penstock.schemas.messages import Echo, Report, Signal, decode_reports, decode_signals
 from penstock.schemas.position import parse
@@ -103,10 +104,8 @@ class Orchestrator:
         except BaseException:
             await self._close()
             raise
-        for work in (self._read_jobs, self._read_hints, self._run):
-            self._tasks.append(
-                asyncio.create_task(self._supervised(work), name=f"orchestrator-{work.__name__}")
-            )
+        for name, work in (("jobs", self._read_jobs), ("hints", self._read_hints), ("steps", self._run)):
+            self._tasks.append(supervise(work(), f"orchestrator-{name}", self._ended))
         return self
 
     async def __aexit__(
@@ -157,17 +156,10 @@ class Orchestrator:
             store.close()
         self._stores.clear()
 
-    async def _supervised(self, work: Callable[[], object]) -> None:
-        try:
-            await work()  # type: ignore[misc]  # the three loops are coroutines
-        except BaseException as error:  # whatever ends a loop ends the service, and is handed on
-            task = asyncio.current_task()
-            # One that nobody asked for, let out by a library, must not end the loop without a word.
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-                raise
-            _log.error("the orchestrator stops: %s", error, exc_info=not isinstance(error, OSError))
-            if not self.failure.done():
-                self.failure.set_exception(error)
+    def _ended(self, error: BaseException) -> None:
+        """Whatever ends a loop ends the service, and is handed on."""
+        _log.error("the orchestrator stops: %s", error, exc_info=None if _expected(error) else error)
+        tell(self.failure, error)
 
     # Reading
 
@@ -268,3 +260,8 @@ class Orchestrator:
             if end is not None and store.next_offset >= end:
                 del self._ends[store.partition]
                 self.machine.caught_up(store.partition)
+
+
+def _expected(error: BaseException) -> bool:
+    """Whether the message says it all: no traceback is needed for what Penstock or the system says on purpose."""
+    return isinstance(error, (PenstockError, OSError))

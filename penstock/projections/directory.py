@@ -31,6 +31,8 @@ class Directory:
             self.gone(serving.address)
         else:
             self._processes[serving.address] = _Process(serving, now_s)
+            for address in [name for name, known in self._processes.items() if _silent(known, now_s)]:
+                self.gone(address)
 
     def gone(self, address: str) -> None:
         """A process does not answer. It counts again when it announces itself again."""
@@ -62,4 +64,8 @@ class Directory:
 
 
 def _serves(process: _Process, partition: int, now_s: float) -> bool:
-    return now_s - process.heard_at <= SILENT_AFTER_S and partition in process.serving.partitions
+    return not _silent(process, now_s) and partition in process.serving.partitions
+
+
+def _silent(process: _Process, now_s: float) -> bool:
+    return now_s - process.heard_at > SILENT_AFTER_S

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Sequence
 
 from penstock.core.job import Job
-from penstock.core.partition import decode_job_row, job_row_key
+from penstock.core.rows import decode_job_row, job_row_key
 from penstock.projections.groups import Groups
 from penstock.projections.port import (
     CountRow,

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from penstock.log.port import Log, Tail
+from penstock.log.supervision import supervise, tell
 from penstock.projections import protocol
 from penstock.projections.connection import Connection
 from penstock.projections.directory import Directory
@@ -92,8 +93,9 @@ class RemoteReadModel:
         bounds = await self._log.bounds(self._topics.signals, BROADCAST)
         signals = self._log.tail({(self._topics.signals, BROADCAST): bounds.end})
         tail = await self._tails.enter_async_context(signals)
-        self._listener = asyncio.create_task(self._listen(tail), name="read-model-listener")
-        self._listener.add_done_callback(self._ended)
+        self._listener = supervise(
+            self._listen(tail), "read-model-listener", lambda error: tell(self.failure, error)
+        )
         return self
 
     async def __aexit__(
@@ -110,11 +112,6 @@ class RemoteReadModel:
             self.failure.exception()
         else:
             self.failure.cancel()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failure.done():
-            self.failure.set_exception(error)
 
     async def _listen(self, tail: Tail) -> None:
         while True:
@@ -189,8 +186,16 @@ class RemoteReadModel:
         async with lock:
             connection = self._connections.get(address)
             if connection is None or connection.closed:
+                self._forget_closed()
                 connection = self._connections[address] = await Connection.open(address, self._hello)
         return connection
+
+    def _forget_closed(self) -> None:
+        """Processes come back at other addresses; those of the past must not pile up."""
+        for address in [name for name, connection in self._connections.items() if connection.closed]:
+            del self._connections[address]
+            if not self._connecting[address].locked():
+                del self._connecting[address]
 
     @property
     def _all(self) -> range:

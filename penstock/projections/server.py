@@ -13,16 +13,19 @@ import msgspec
 from msgspec import Raw
 
 from penstock.log.port import Log
+from penstock.log.supervision import supervise, tell
 from penstock.projections import protocol
 from penstock.projections.protocol import Request, Response
 from penstock.projections.service import ProjectionService
-from penstock.schemas.errors import BadRequest, LogError, PenstockError
+from penstock.schemas.errors import BadRequest, InvalidField, LogError, PenstockError, ReadModelUnavailable
 from penstock.schemas.messages import Serving, encode_messages
 from penstock.schemas.topics import BROADCAST
 
 _log = logging.getLogger(__name__)
 
 ANNOUNCE_EVERY_S = 0.5
+MOST_ANSWER_BYTES = protocol.MAX_FRAME_BYTES - 1_024
+
 MAX_UNDER_WAY = 1_000
 """Requests of one connection answered at once; beyond, it is not read on."""
 
@@ -66,8 +69,9 @@ class ReadServer:
         self._server = await asyncio.start_server(self._connected, self._host, self._port)
         if not self.address:
             self.address = f"{self._host}:{self._server.sockets[0].getsockname()[1]}"
-        self._announcer = asyncio.create_task(self._announce(), name="projection-announcer")
-        self._announcer.add_done_callback(self._ended)
+        self._announcer = supervise(
+            self._announce(), "projection-announcer", lambda error: tell(self.failure, error)
+        )
         return self
 
     async def __aexit__(
@@ -88,11 +92,6 @@ class ReadServer:
         with contextlib.suppress(LogError, TimeoutError):
             async with asyncio.timeout(1):
                 await self._say(leaving=True)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failure.done():
-            self.failure.set_exception(error)
 
     # Announcing
 
@@ -179,11 +178,20 @@ class ReadServer:
         request: Request | None = None
         try:
             request = protocol.decode_request(data)
-            return Response(request.id, answer=Raw(protocol.encode(await self._answer(request.call))))
+            answer = protocol.encode(await self._answer(request.call))
+            if len(answer) <= MOST_ANSWER_BYTES:
+                return Response(request.id, answer=Raw(answer))
+            # As a frame it would end the connection, and with it every other call.
+            problem: PenstockError = InvalidField(
+                f"the answer has {len(answer)} bytes: ask for fewer items", field="limit"
+            )
         except msgspec.MsgspecError as error:
-            problem: PenstockError = BadRequest(f"not a request: {error}")
+            problem = BadRequest(f"not a request: {error}")
         except PenstockError as error:
             problem = error
+        except Exception:  # noqa: BLE001 - whoever asked would wait for an answer that never comes
+            _log.exception("a read failed")
+            problem = ReadModelUnavailable("The projection failed to answer.")
         return Response(0 if request is None else request.id, problem=protocol.problem_of(problem))
 
     async def _answer(self, call: protocol.Call) -> Any:

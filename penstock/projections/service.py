@@ -1,5 +1,12 @@
 """The read model of a set of partitions: follows the jobs log, folds it, and answers.
 
+::
+
+    jobs topic ─▶ tail ─▶ Projector of each partition ─▶ commit: fold, views and next offset in one batch
+                              (in memory, by slices)        │
+                                                            ├─▶ those who wait for a position
+    who asks ◀──── LocalReads, merged over partitions ◀─────┘
+
 One task follows the log. It folds in slices of a few milliseconds and lets readers run in between; they see what is
 committed, so each answer stands at one offset of each partition. A commit comes when a fetch is folded, or sooner when
 much is touched, and wakes those who wait for a position. Whatever goes wrong with the log or a store ends the service:
@@ -12,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +27,7 @@ from typing import Self
 from msgspec import Struct
 
 from penstock.log.port import Log, Record, Tail
+from penstock.log.supervision import supervise, tell
 from penstock.projections.merge import QuarantinePage
 from penstock.projections.port import (
     CountRow,
@@ -152,8 +160,8 @@ class ProjectionService:
         queries = {partition: part.queries for partition, part in self._parts.items()}
         self._reads = LocalReads(queries, self.topics.partitions)
         self._tasks = [
-            self._start(self._follow(tail), "projection"),
-            self._start(self._watch_ends(), "projection-ends"),
+            supervise(self._follow(tail), "projection", self._fail),
+            supervise(self._watch_ends(), "projection-ends", self._fail),
         ]
         return self
 
@@ -189,18 +197,10 @@ class ProjectionService:
 
     # Following the log
 
-    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            _log.error("the projection ends: %s", error)
-            if not self.failure.done():
-                self.failure.set_exception(error)
-            self._fail_waiters()
+    def _fail(self, error: BaseException) -> None:
+        _log.error("the projection ends: %s", error)
+        tell(self.failure, error)
+        self._fail_waiters()
 
     def _fail_waiters(self) -> None:
         for part in self._parts.values():

@@ -120,8 +120,3 @@ def split(value: bytes) -> list[bytes]:
 def bundle(lines: list[bytes]) -> bytes:
     """Lines as one record value."""
     return b"\n".join(lines)
-
-
-def event_type(event: Event) -> str:
-    """The tag that tells this event's type on the log."""
-    return type(event).__name__

@@ -256,12 +256,6 @@ class StoreLocked(PenstockError):
 # Workers
 
 
-class TaskNotFound(PenstockError):
-    """No handler is registered for this job type."""
-
-    code = "task_not_found"
-
-
 class LeaseLost(PenstockError):
     """The lease is no longer held: another attempt may be running."""
 

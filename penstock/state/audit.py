@@ -7,11 +7,11 @@ An export is one JSON object a line::
     ...
     {"audit": "end", "lines", "counts": {"0": 12}, "final": {"0": "<hash>"}}
 
-An empty record stands there as one empty line. Lines that are not UTF-8 stand base64 encoded as ``event_base64`` instead of ``event``. ``ranges`` are offsets, the
-second one exclusive. Partitions follow one another, each in log order. ``hash`` is a chain of its own a partition:
-lower-case hex of SHA-256 over the hash before it (32 bytes), partition (4 bytes), offset (8), line (4), time (8; Unix
-ms), all big-endian, and the bytes of the line. The hash before the first is :func:`first_hash`, which covers what the
-header says.
+An empty record stands there as one empty line. Lines that are not UTF-8 stand base64 encoded as ``event_base64``
+instead of ``event``. ``ranges`` are offsets, the second one exclusive. Partitions follow one another, each in log
+order. ``hash`` is a chain of its own a partition: lower-case hex of SHA-256 over the hash before it (32 bytes),
+partition (4 bytes), offset (8), line (4), time (8; Unix ms), all big-endian, and the bytes of the line. The hash before
+the first is :func:`first_hash`, which covers what the header says.
 
 So a line that was changed, moved, inserted or left out breaks the chain where it stood, and an export that was cut has
 no last line. Whoever forges the rest of a chain as well changes its final hash: keep those apart to compare with.
@@ -285,6 +285,8 @@ class _Check:
             raise _Wrong(f"{name} lies outside the range of the header")
         if place <= self.last:
             raise _Wrong(f"{name} is out of order")
+        if line.event is not None and line.event_base64 is not None:
+            raise _Wrong(f"{name} stands there twice, as event and as event_base64")
         data = (
             b64decode(line.event_base64, validate=True) if line.event is None and line.event_base64 else None
         )

@@ -1,5 +1,11 @@
 """One partition's fold kept on disk: rows, bodies, how far it is folded, and the digests that prove it.
 
+::
+
+    record ─▶ PartitionFold ─▶ touched rows, bodies ─┐
+                  │                                  ├─▶ commit: one batch ─▶ store
+                  └─▶ the owner, which derives ──────┘     with next offset, digests, hash of the last record
+
 Records are folded in memory, many at a time; :meth:`PartitionStore.commit` then writes each touched row once, together
 with the next offset, the digests and whatever rows the owner derives, in one batch. However the process dies, what is
 found again is the state at some offset, whole. The state is disposable: a store of another version of the fold is
@@ -21,12 +27,11 @@ from typing import Self
 import msgspec
 
 from penstock.core.job import Job
-from penstock.core.partition import (
+from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rows import (
     DIGEST_MODULUS,
     FOLD_VERSION,
     Changes,
-    Folded,
-    PartitionFold,
     PartitionState,
     decode_job_row,
     row_digest,

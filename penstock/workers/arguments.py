@@ -15,12 +15,14 @@ Pydantic validates where it can (in its lax JSON mode), msgspec where structs ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import typing_extensions
@@ -32,6 +34,9 @@ from penstock.workers.errors import InvalidPayload, TaskInvalid
 from penstock.workers.outcome import to_json
 
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
+
+_BYTES: Literal["base64"] = "base64"
+"""How bytes are written: as msgspec does."""
 
 Problems = list[tuple[str, str]]
 
@@ -173,7 +178,9 @@ class Arguments:
         }
         shape = cast("Any", typing_extensions.TypedDict)("Payload", members)
         shape.__pydantic_config__ = ConfigDict(
-            extra="allow" if self._open else "forbid", arbitrary_types_allowed=False
+            extra="allow" if self._open else "forbid",
+            arbitrary_types_allowed=False,
+            val_json_bytes=_BYTES,
         )
         return self._pydantic_decoder(shape) or self._struct_decoder(fields, required)
 
@@ -265,14 +272,26 @@ def _is_object(hint: Any) -> bool:
     )
 
 
-def _has_struct(hint: Any) -> bool:
+def _has_struct(hint: Any, above: tuple[Any, ...] = ()) -> bool:
+    """Whether a struct is in it, at any depth; ``above`` are the dataclasses around it."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return True
-    return any(_has_struct(part) for part in typing.get_args(hint))
+    parts = typing.get_args(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in above:
+        with contextlib.suppress(NameError, TypeError):
+            parts += tuple(typing.get_type_hints(hint).values())
+        above = (*above, hint)
+    return any(_has_struct(part, above) for part in parts)
 
 
 def _pydantic_decoder(hint: Any) -> Callable[[bytes], Any]:
-    validate = TypeAdapter(hint).validate_json
+    try:
+        validate = TypeAdapter(hint, config=ConfigDict(val_json_bytes=_BYTES)).validate_json
+    except PydanticUserError as error:
+        # Models and their like have a configuration of their own, also for how their bytes are written.
+        if error.code != "type-adapter-config-unused":
+            raise
+        validate = TypeAdapter(hint).validate_json
 
     def read(payload: bytes) -> Any:
         try:
@@ -303,13 +322,20 @@ def _problem(text: str) -> tuple[str, str]:
 
 
 def _model_hook(kind: type[Any], value: Any) -> Any:
-    """A pydantic model inside a struct."""
-    if issubclass(kind, BaseModel):
-        try:
-            return kind.model_validate(value)
-        except ValidationError as error:
-            raise ValueError("; ".join(f"{field}: {text}" for field, text in problems_of(error))) from error
-    raise NotImplementedError(f"values of type {kind.__name__} cannot be read from JSON")
+    """What pydantic reads and msgspec doesn't, inside a struct: models, paths, addresses."""
+    try:
+        return _inner_adapter(kind).validate_json(msgspec.json.encode(value))
+    except ValidationError as error:
+        raise ValueError(
+            "; ".join(f"{field}: {text}" if field else text for field, text in problems_of(error))
+        ) from error
+    except PydanticUserError as error:
+        raise NotImplementedError(f"values of type {kind.__name__} cannot be read from JSON") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _inner_adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _nothing(payload: bytes) -> dict[str, Any]:

@@ -41,6 +41,14 @@ class Account:
         self.granted_ms = float("-inf")
         """When it last got from no share to one."""
 
+    def supersede(self, seq: int) -> None:
+        """The share is lowered with heartbeat ``seq``. What this covers anyway is forgotten, so that an orchestrator
+        that never acknowledges leaves no trail.
+        """
+        while self.superseded and self.superseded[-1][1] <= self.share:
+            self.superseded.pop()
+        self.superseded.append((seq, self.share))
+
     @property
     def charged(self) -> int:
         """The most leases it may hold now or soon."""
@@ -101,7 +109,7 @@ class Credits:
         self._want(now_ms)
         for account in self._accounts.values():
             if account.wanted < account.share:
-                account.superseded.append((self._next_seq, account.share))
+                account.supersede(self._next_seq)
                 account.share = account.wanted
                 self._unpublished = True
         free = self.capacity - self.total_charged()

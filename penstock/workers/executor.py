@@ -33,6 +33,9 @@ YIELD_MS = 5
 STOP_MS: Mapping[StopReason, int] = {"timeout": 1_000, "cancelled": 20_000, "shutdown": 2_000, "lost": 0}
 """How long a handler that was told to stop may take before its outcome is told without it."""
 
+LAST_WAIT_S = 2.0
+"""How long closing waits for handlers that were told to stop long ago."""
+
 _log = logging.getLogger(__name__)
 
 Settle = Callable[[HeldLease, Outcome], None]
@@ -151,11 +154,14 @@ class Executor:
         return True
 
     async def close(self) -> None:
-        """End the runners. Threads that do not end are left behind."""
+        """End the runners. Threads, and handlers that go on whatever they are told, are left behind."""
         self._closing = True
         for runner in list(self._runners):
             runner.cancel()
-        await asyncio.gather(*self._runners, return_exceptions=True)
+        if self._runners:
+            _, deaf = await asyncio.wait(self._runners, timeout=LAST_WAIT_S)
+            for runner in deaf:
+                _log.error("a handler swallows its cancellation and is left behind: %s", runner.get_name())
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 

@@ -18,6 +18,7 @@ import httpx
 import msgspec
 from msgspec import Raw
 
+from penstock.log.supervision import supervise, tell
 from penstock.schemas.errors import Conflict, InvalidField, LeaseLost, ServerUnreachable
 from penstock.schemas.events import Progressed
 from penstock.workers import http_protocol as protocol
@@ -87,7 +88,6 @@ class HttpTransport:
         self._profile = WorkerProfile(worker="", incarnation="")
         self._recipient: Recipient | None = None
         self._capacity = 0
-        self._leaving = False
         self._reports: list[Report] = []
         self._has_reports = asyncio.Event()
         self._written = asyncio.Event()
@@ -109,8 +109,8 @@ class HttpTransport:
         self._profile, self._recipient, self._capacity = profile, recipient, profile.concurrency
         self._heard_ms = self._now_ms()
         for name, loop in (("fetch", self._fetch), ("report", self._report), ("heartbeat", self._heartbeat)):
-            self._tasks[name] = asyncio.create_task(self._guard(name, loop), name=f"worker-{name}")
-        self._tasks["watch"] = asyncio.create_task(self._watch(), name="worker-watch")
+            self._tasks[name] = supervise(self._repeat(name, loop), f"worker-{name}", self._fail)
+        self._tasks["watch"] = supervise(self._watch(), "worker-watch", self._fail)
 
     def resize(self, capacity: int, busy: int) -> None:
         if capacity > self._capacity:
@@ -139,7 +139,6 @@ class HttpTransport:
             raise InvalidField("the server refused this progress", field="progress")
 
     def stop_taking(self) -> None:
-        self._leaving = True
         fetch = self._tasks.get("fetch")
         if fetch is not None:
             fetch.cancel()
@@ -198,6 +197,9 @@ class HttpTransport:
                     self._put(Report(old))
                 continue
             lease = HeldLease(protocol.delivery_of(job, self._profile.worker), now_ms)
+            if not self.held:
+                # Heartbeats may not have got through for long, but nothing was at stake.
+                self._heard_ms = now_ms
             self.held[job.lease] = lease
             fresh.append(lease)
         if fresh and self._recipient is not None:
@@ -331,28 +333,23 @@ class HttpTransport:
 
     # Requests
 
-    async def _guard(self, name: str, round_of: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, name: str, round_of: Callable[[], Awaitable[None]]) -> None:
         """Round after round, with pauses while the server does not answer. A newer incarnation ends the worker."""
         pause_ms = FIRST_PAUSE_MS
-        while not (name == "fetch" and self._leaving):
+        while True:
             try:
                 await round_of()
                 pause_ms = FIRST_PAUSE_MS
                 continue
             except (ServerUnreachable, Refused) as error:
                 if isinstance(error, Refused) and error.status == 409:
-                    self._fail(Conflict(f"the server refused this worker: {error}"))
-                    return
+                    raise Conflict(f"the server refused this worker: {error}") from error
                 _log.warning("worker %s: %s, again in %d ms", name, error, pause_ms)
-            except Exception as error:  # noqa: BLE001 - without one of its loops a worker must not go on
-                self._fail(error)
-                return
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, LONGEST_PAUSE_MS)
 
-    def _fail(self, error: Exception) -> None:
-        if not self.failure.done():
-            self.failure.set_exception(error)
+    def _fail(self, error: BaseException) -> None:
+        tell(self.failure, error)
 
     async def _post(self, what: str, body: Mapping[str, Any], wait_s: float = 0.0) -> bytes:
         try:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from penstock.log.bundler import Bundler, LinePosition
 from penstock.log.port import Log, Record, Tail, TopicPartition
+from penstock.log.supervision import supervise, tell
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import LogError, OffsetBeyondEnd, OffsetTrimmed, ServerUnreachable
 from penstock.schemas.events import JobEvent
@@ -276,14 +277,10 @@ class SessionHub:
     def _pulse_of(self, session: Session) -> Pulse:
         return self._pulses[self.topics.reports_partition_of(session.worker)]
 
-    def _spawn(self, name: str, work: Awaitable[None]) -> None:
-        self._tasks.append(asyncio.create_task(self._guard(name, work), name=name))
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(supervise(work, name, self.fail))
 
-    async def _guard(self, name: str, work: Awaitable[None]) -> None:
-        """Whatever ends one of the hub's loops ends the hub, loudly."""
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - handed on to whoever runs the hub
-            _log.error("%s ended: %r", name, error)
-            if not self.failure.done():
-                self.failure.set_exception(error)
+    def fail(self, error: BaseException) -> None:
+        """Whatever ends one of the hub's loops, or of those around it, ends the hub, loudly."""
+        _log.error("the sessions end: %r", error)
+        tell(self.failure, error)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Raw
 
+from penstock.client.requests import plain
 from penstock.schemas.codec import depth_of
 from penstock.schemas.errors import PenstockError
 from penstock.schemas.events import Failed, JobError, Returned, Succeeded
@@ -136,12 +137,12 @@ def returned_value(value: Any) -> Outcome:
 
 
 def to_json(value: Any) -> bytes:
-    """Anything JSON can say, and dataclasses, structs, pydantic models, dates, sets and the like.
+    """Anything JSON can say, and dataclasses, structs, pydantic models, dates, sets, paths and the like.
 
     Raises:
         TypeError, ValueError, RecursionError: it cannot be said.
     """
-    encoded = msgspec.json.encode(value, enc_hook=_plain)
+    encoded = msgspec.json.encode(value, enc_hook=plain)
     if b"\n" in encoded:
         # Only a Raw can bring one in, and it would tear the line.
         encoded = msgspec.json.encode(msgspec.json.decode(encoded))
@@ -150,13 +151,6 @@ def to_json(value: Any) -> bytes:
 
 def too_deep(encoded: bytes) -> bool:
     return encoded.count(b"{") + encoded.count(b"[") > MAX_BODY_DEPTH and depth_of(encoded) > MAX_BODY_DEPTH
-
-
-def _plain(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return dump(mode="json")
-    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 # What a handler raised

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from penstock.client.idgen import new_id
+from penstock.log.supervision import supervise, tell
 from penstock.workers.app import AnyTask, App, collect
 from penstock.workers.executor import STOP_MS, Executor
 from penstock.workers.hub import monotonic_ms, wall_clock_ms
@@ -108,7 +109,7 @@ class Worker:
             await self._transport.close()
             raise
         self._transport.failure.add_done_callback(self._transport_failed)
-        self._tick_task = asyncio.create_task(self._tick(), name="worker-tick")
+        self._tick_task = supervise(self._tick(), "worker-tick", self._fail)
         _log.info("worker %s runs %s", self.profile.worker, ", ".join(self.profile.types))
         return self
 
@@ -242,11 +243,7 @@ class Worker:
             tick_ms = BUSY_TICK_MS if self.executor.runs else IDLE_TICK_MS
             until_ms = min(tick_ms, max(self.executor.next_deadline_ms() - now_ms, 1))
             await asyncio.sleep(until_ms / 1000)
-            try:
-                self._tick_once()
-            except Exception as error:  # noqa: BLE001 - without its clock a worker must not go on
-                self._fail(error)
-                return
+            self._tick_once()
 
     def _tick_once(self) -> None:
         now_ms = self._now_ms()
@@ -267,8 +264,7 @@ class Worker:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if not self.failure.done():
-            self.failure.set_exception(error)
+        tell(self.failure, error)
 
 
 def _host() -> str:

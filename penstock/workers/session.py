@@ -267,6 +267,13 @@ class Session:
         self._backlogs = total
         self.settle()
 
+    def lapse(self, now_ms: float) -> None:
+        """Let go of what was not :meth:`renew`\\ ed for two leases: it has run out, even if nobody could say so."""
+        for lease in list(self.held.values()):
+            lasts_ms = 2 * max(self.profile.lease_ms, lease.delivery.lease_ms)
+            if not lease.line and now_ms - lease.renew_until_ms > lasts_ms:
+                self._lose(lease, "expired")
+
     def lose_all(self, reason: str) -> None:
         """Let go of everything that runs or waits. Outcomes on their way still go."""
         for lease in list(self.held.values()):

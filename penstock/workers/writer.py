@@ -151,16 +151,17 @@ class OutcomeWriter:
     async def _write(self, partition: int, batch: list[Pending]) -> None:
         try:
             positions = await self._bundles.append_many(partition, [pending.line for pending in batch])
-        except RecordTooLarge as error:
+        except (RecordTooLarge, ValueError) as error:
+            # A line that tears its record cannot be written either, and must not leave the others behind.
             await self._write_singly(partition, batch, error)
             return
         for pending, position in zip(batch, positions, strict=True):
             pending.written(position)
 
-    async def _write_singly(self, partition: int, batch: list[Pending], error: RecordTooLarge) -> None:
+    async def _write_singly(self, partition: int, batch: list[Pending], error: Exception) -> None:
         """One line is too large for the log: find it, so that the others are not kept from being written."""
         if len(batch) == 1:
-            _log.error("an outcome of %d bytes is given up: %s", len(batch[0].line), error.message)
+            _log.error("an outcome of %d bytes is given up: %s", len(batch[0].line), error)
             batch[0].gave_up(error)
             return
         for pending in batch:

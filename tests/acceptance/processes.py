@@ -9,58 +9,24 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from typer.testing import CliRunner
 
 from penstock.cli.main import app
+from tests.waiting import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = Path(__file__).resolve().parent / "tasks.py"
 PENSTOCK = (sys.executable, "-m", "penstock.cli.main")
 READY_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 20.0
-
-T = TypeVar("T")
-
-
-def free_port() -> int:
-    """A port below the range of outgoing connections that nobody listens on, so that a restart finds it free."""
-    for port in range(12_000 + os.getpid() * 7 % 6_000, 19_900):
-        if port in _GIVEN:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _GIVEN.add(port)
-        return port
-    raise RuntimeError("no free port")
-
-
-_GIVEN: set[int] = set()
-
-
-def wait_for(what: str, probe: Callable[[], T | None], timeout_s: float = 30.0, pause_s: float = 0.05) -> T:
-    """The first true answer of ``probe``; AssertionError after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {timeout_s:g} s (last: {found!r})")
-        time.sleep(pause_s)
 
 
 class Answer:

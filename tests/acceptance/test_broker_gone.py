@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import Stack, http, wait_for
+from tests.acceptance.processes import Stack, http
 from tests.acceptance.test_kill_roles import run_probe
 from tests.kafka_broker import Broker
+from tests.waiting import wait_for
 
 LOG_UNREACHABLE = 6
 """Exit code of a process that could not go on without the log."""

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.composed import ROLES, services
-from tests.acceptance.processes import ROOT, Stack, free_port, http, penstock_json, wait_for
+from tests.acceptance.processes import ROOT, Stack, http, penstock_json
+from tests.waiting import free_port, wait_for
 
 
 class Substituted:

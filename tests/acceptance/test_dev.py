@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.ledger import ledger_of
-from tests.acceptance.processes import TASKS, Role, Stack, free_port, http, penstock, penstock_json, wait_for
+from tests.acceptance.processes import TASKS, Role, Stack, http, penstock, penstock_json
+from tests.waiting import free_port, wait_for
 
 TERMINAL = {"succeeded", "dead", "cancelled", "expired"}
 

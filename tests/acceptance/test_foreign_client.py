@@ -9,7 +9,8 @@ import pytest
 from confluent_kafka import Producer
 
 from penstock.schemas.ids import partition_of
-from tests.acceptance.processes import Answer, Stack, http, penstock, wait_for
+from tests.acceptance.processes import Answer, Stack, http, penstock
+from tests.waiting import wait_for
 
 PARTITIONS = 4
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.ledger import ledger_of
-from tests.acceptance.processes import Stack, http, penstock_json, wait_for
+from tests.acceptance.processes import Stack, http, penstock_json
+from tests.waiting import wait_for
 
 PAUSE_S = 0.02
 

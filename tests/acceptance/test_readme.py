@@ -14,7 +14,8 @@ import pytest
 
 from penstock.cli.settings import ENV_PREFIX, Settings
 from penstock.workers.loading import load_app
-from tests.acceptance.processes import ROOT, Stack, free_port, http, penstock, understood, wait_for
+from tests.acceptance.processes import ROOT, Stack, http, penstock, understood
+from tests.waiting import free_port, wait_for
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INSTALL = "pip install penstock"

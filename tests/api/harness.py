@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,11 @@ from penstock.client.idgen import new_id
 from penstock.log.bundler import Bundler
 from penstock.log.memory import Fault, MemoryLog
 from penstock.log.namespace import Namespace, open_namespace
-from penstock.log.store_memory import MemoryStore
 from penstock.orchestrator.service import Orchestrator
 from penstock.projections.service import ProjectionService
 from penstock.schemas.topics import Topics
-
-PATIENCE_S = 20.0
-
-
-def memory_store(folder: str, families: Sequence[str]) -> MemoryStore:
-    return MemoryStore(families)
+from tests.state.shelf import Shelf
+from tests.waiting import PATIENCE_S
 
 
 class Bench:
@@ -64,7 +59,7 @@ class Bench:
                 await asyncio.sleep(0.01)
 
     async def fetch(self, worker: str = "w1", **fields: Any) -> list[dict[str, Any]]:
-        body = {"worker": worker, "types": ["noop"], "max": 1, "wait_ms": 5_000, **fields}
+        body = {"worker": worker, "types": ["noop"], "max": 1, "wait_ms": 15_000, **fields}
         answer = await self.http.post("/api/v1/worker/fetch", json=body)
         assert answer.status_code == 200, answer.text
         jobs: list[dict[str, Any]] = answer.json()["jobs"]
@@ -102,10 +97,10 @@ async def bench(
         namespace = await open_namespace(log, topics)
         if orchestrate:
             await stack.enter_async_context(
-                Orchestrator(log, namespace, folder / "o", settle_ms=0, store_factory=memory_store)
+                Orchestrator(log, namespace, folder / "o", settle_ms=0, store_factory=Shelf())
             )
         read_model = await stack.enter_async_context(
-            ProjectionService(log, topics, folder / "p", store_factory=memory_store)
+            ProjectionService(log, topics, folder / "p", store_factory=Shelf())
         )
         deps = ApiDeps(
             log=log,
@@ -124,15 +119,6 @@ async def bench(
             httpx.AsyncClient(transport=transport, base_url="http://penstock", timeout=30)
         )
         yield Bench(log, namespace, deps, http)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)
 
 
 def break_log(api: Bench, fault: Fault, partitions: Iterable[int] | None = None) -> None:

@@ -9,7 +9,8 @@ import msgspec
 from penstock.api.progress import ProgressWatch
 from penstock.schemas.errors import LogUnavailable, ReadModelUnavailable
 from penstock.schemas.messages import Heartbeat, Holding, encode_messages
-from tests.api.harness import Bench, until
+from tests.api.harness import Bench
+from tests.waiting import until
 
 
 async def beat(api: Bench, worker: str = "w9", **fields: Any) -> None:

@@ -275,6 +275,15 @@ async def test_browsers_may_call_from_configured_origins_only(tmp_path: Path, ap
         assert "access-control-allow-origin" not in other.headers
 
 
+async def test_a_backoff_that_contradicts_itself_names_its_field(api: Bench) -> None:
+    backoff = {"kind": "fixed", "base_ms": 700_000}
+    job = (await api.http.post("/api/v1/jobs", json={"type": "noop", "backoff": backoff})).json()
+    assert (job["backoff"]["base_ms"], job["backoff"]["max_ms"]) == (700_000, 700_000)
+    refused = await api.http.post("/api/v1/jobs", json={"type": "noop", "backoff": {**backoff, "max_ms": 5}})
+    assert refused.status_code == 422
+    assert [error["field"] for error in refused.json()["errors"]] == ["backoff.base_ms"]
+
+
 async def test_a_bug_is_a_500_that_tells_no_secrets(api: Bench) -> None:
     class Broken:
         async def job(self, *_: object) -> None:

@@ -12,7 +12,8 @@ import pytest
 from penstock.api.app import create_app
 from penstock.api.service import ApiService
 from penstock.schemas.errors import SettingsInvalid
-from tests.api.harness import Bench, until
+from tests.api.harness import Bench
+from tests.waiting import until
 
 
 async def test_it_serves_on_a_free_port_and_is_gone_afterwards(api: Bench) -> None:
@@ -64,3 +65,20 @@ async def test_a_client_that_disconnects_while_it_waits_gives_its_place_up(whole
         job = await whole.enqueue()
         [fetched] = await whole.fetch(worker="w2", wait_ms=15_000)
         assert (fetched["id"], fetched["attempt"]) == (job["id"], 1)
+
+
+async def test_nothing_that_only_waits_holds_up_the_end(whole: Bench) -> None:
+    """Fetches and reads may wait for a minute; the server answers them when it is to stop."""
+    async with ApiService(create_app(whole.deps), port=0) as service, httpx.AsyncClient(timeout=60) as http:
+        body = {"worker": "w1", "types": ["noop"], "max": 1, "wait_ms": 60_000}
+        fetching = asyncio.create_task(http.post(f"{service.address}/api/v1/worker/fetch", json=body))
+        ahead = {"after": "0:100:0", "wait_ms": 60_000}
+        reading = asyncio.create_task(http.get(f"{service.address}/api/v1/jobs/x", params=ahead))
+        await until(lambda: whole.deps.gateway.parked == 1 and len(whole.deps.parked) == 1)
+        whole.deps.stop()
+        fetched, read = await asyncio.wait_for(asyncio.gather(fetching, reading), 20)
+        assert (fetched.status_code, fetched.json()) == (200, {"jobs": []})
+        assert (read.status_code, read.json()["code"]) == (503, "read_model_unavailable")
+        late = await http.get(f"{service.address}/api/v1/jobs/x", params=ahead)
+        assert late.status_code == 503
+        assert len(whole.deps.parked) == 0

@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -18,18 +16,7 @@ import pytest
 from penstock.client.http import Client
 from penstock.client.idgen import new_id
 from tests.cli.conftest import Dev, Run
-
-T = TypeVar("T")
-
-
-def wait_for(probe: Callable[[], T | None], timeout_s: float = 20) -> T:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = probe()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
+from tests.waiting import wait_for
 
 
 class TestJobs:
@@ -176,7 +163,7 @@ class TestLog:
         done = ask("quarantine", "redrive", "0:0:0", "--edit", "line.json")
         assert (done.code, "stands at" in done.out) == (0, True)
         with Client(dev.server) as client:
-            wait_for(lambda: "hello back" in json.dumps(_job_or_none(client, job_id)) or None)
+            wait_for("it is done", lambda: "hello back" in json.dumps(_job_or_none(client, job_id)) or None)
         again = ask("quarantine", "redrive", "0:0:0")
         assert (again.code, "by hand" in again.err) == (2, True)
         assert "nothing in quarantine" in ask("quarantine", "list").out
@@ -238,7 +225,7 @@ class TestProcess:
             assert "broken, greet, linger" in dev.greeting
             with Client(dev.server) as client:
                 client.enqueue("linger", id="held")
-                wait_for(lambda: client.get("held")["state"] == "active" or None)
+                wait_for("it runs", lambda: client.get("held")["state"] == "active" or None)
                 second = run("dev", "--data", dev.data, "--port", "0")
                 assert (second.code, "in use by another process" in second.err) == (3, True)
                 port = run("dev", "--temp", "--port", dev.server.rpartition(":")[2])

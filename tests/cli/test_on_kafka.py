@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +15,7 @@ import pytest
 from penstock.client.http import Client
 from penstock.client.idgen import new_id
 from tests.cli.conftest import APP, Run, environment
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.waiting import free_port, wait_for
 
 
 class Roles:
@@ -99,10 +92,7 @@ def test_roles_alone_do_a_job_and_its_log_is_read(roles: Roles, run: Run, monkey
         assert [item["type"] for item in client.history("a")] == ["Enqueued", "Leased", "Succeeded"]
 
     for role, port in roles.health.items():
-        deadline = time.monotonic() + 20
-        while (ready := httpx.get(f"http://127.0.0.1:{port}/readyz")).status_code != 200:
-            assert time.monotonic() < deadline, (role, ready.text)
-            time.sleep(0.05)
+        ready = wait_for(f"{role} is ready", lambda port=port: _ready(port))
         assert ready.json()["role"] == role
         assert "penstock_" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
@@ -143,3 +133,8 @@ def test_another_number_of_partitions_is_refused(roles: Roles, run: Run, monkeyp
     result = run("log", "tail")
     assert (result.code, "partitions" in result.err) == (6, True)
     roles.stop()
+
+
+def _ready(port: int) -> httpx.Response | None:
+    answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
+    return answer if answer.status_code == 200 else None

@@ -38,6 +38,10 @@ class TestPrecedence:
         monkeypatch.setenv("PENSTOCK_APP", "a, b,")
         assert load(app=nothing).app == ["a", "b"]
 
+    def test_origins_are_separated_by_commas(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("PENSTOCK_CORS_ORIGINS", "https://a.example, http://localhost:3000")
+        assert load().cors_origins == ["https://a.example", "http://localhost:3000"]
+
     def test_an_empty_variable_is_not_set(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("PENSTOCK_PORT", "")
         assert load().port == 8700
@@ -76,7 +80,8 @@ class TestDefaults:
         ("port", "x"), ("port", 65_536), ("port", -1), ("partitions", 0), ("work_partitions", 1), ("log", "redis://a"),
         ("log", "kafka://a"), ("log", "kafka://"), ("log", "kafka://a:0"), ("log", "embedded:"), ("namespace", "a b"),
         ("server", "a"), ("server", "ftp://a"), ("log_level", "loud"), ("log_format", "xml"), ("fsync", "maybe"),
-        ("projection_address", "a"), ("max_payload_bytes", 10_000_000), ("concurrency", 0), ("pool", "a b"),
+        ("projection_address", "a"), ("cors_origins", "ops.example"), ("cors_origins", "https://a/b"),
+        ("max_payload_bytes", 10_000_000), ("concurrency", 0), ("pool", "a b"),
         ("kafka_security_protocol", "TLS"), ("replication", 0),
     ],
 )  # fmt: skip

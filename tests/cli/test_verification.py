@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
+from penstock.cli import verify_command
 from penstock.cli.folders import ORCHESTRATOR, PROJECTION, StoredFold
 from penstock.cli.verification import Expected, PartitionVerifier
 from penstock.cli.verify_command import verify_log
@@ -15,8 +17,12 @@ from penstock.log.memory import MemoryLog
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.log.port import Record
 from penstock.projections.rebuild import rebuild_partition
+from penstock.projections.service import ProjectionService
+from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
+from penstock.state.audit import export, verify_export
 from penstock.state.partition_store import PartitionStore, StoreIdentity
+from tests.state.shelf import Shelf
 
 LINE = b'{"type":"Enqueued","job":"j%d","job_type":"t"}'
 TOPICS = Topics(partitions=2, work_partitions=2)
@@ -121,6 +127,28 @@ async def filled(tmp_path: Path):
         await found.produce(*(f"j{number}" for number in range(50)))
         await found.project()
         yield found
+
+
+@pytest.mark.parametrize("value", [b"", b"\n", b"\n\n\n"], ids=["empty", "a blank line", "blank lines"])
+async def test_an_export_covers_records_without_lines(tmp_path: Path, value: bytes):
+    """They move a partition's time and end, and so its digest."""
+    moments = iter(range(1_000, 100_000, 1_000))
+    async with MemoryLog(now_ms=lambda: next(moments)) as log:
+        namespace = await open_namespace(log, TOPICS)
+        for record in (LINE % 1, value, LINE % 2, value):
+            await log.append(TOPICS.jobs, 0, record)
+        async with ProjectionService(
+            log, TOPICS, tmp_path, generation=namespace.generation, store_factory=Shelf()
+        ) as service:
+            await service.wait({0: Position(0, 3, 0)}, 10_000)
+            verifiers = {
+                status.partition: verify_command._verifier(to_builtins(status), 2)
+                for status in await service.status()
+            }
+        lines = b"".join([chunk async for chunk in export(log, TOPICS)]).splitlines()
+    assert verify_export(verify_command._folding(lines, verifiers)).ok
+    proof = verifiers[0].finish()
+    assert (proof.problems, proof.records, proof.compared) == ([], 4, 1)
 
 
 class TestVerifyLog:

@@ -154,6 +154,23 @@ class TestEvent:
         assert json.loads(bytes(read.payload)) == {"a": "line\nbreak"}
         assert json.loads(bytes(read.metadata)) == {"k": [1]}
 
+    @pytest.mark.parametrize(
+        ("given", "max_ms"),
+        [
+            ({}, 600_000), ({"base_ms": 5}, 600_000), ({"base_ms": 700_000}, 700_000),
+            ({"base_ms": 700_000, "max_ms": None}, 700_000), ({"base_ms": 5, "max_ms": 5}, 5),
+        ],
+    )  # fmt: skip
+    def test_a_backoff_may_begin_above_the_usual_longest(self, given: dict[str, Any], max_ms: int):
+        backoff = event_of(type="t", backoff=given).backoff
+        assert type(backoff) is Backoff
+        assert (backoff.base_ms, backoff.max_ms) == (given.get("base_ms", 1_000), max_ms)
+
+    def test_a_backoff_that_contradicts_itself_is_refused(self):
+        with pytest.raises(InvalidField, match="larger than max_ms") as raised:
+            event_of(type="t", backoff={"base_ms": 6, "max_ms": 5})
+        assert raised.value.details["field"] == "backoff.base_ms"
+
     def test_a_payload_is_measured_as_written(self):
         request, hashed = request_from({"type": "t", "payload": "x" * 98})
         enqueued_event(request, job_id="a", hashed=hashed, at_ms=0, max_payload_bytes=100)
@@ -171,6 +188,12 @@ class TestEvent:
 
 
 class TestFields:
+    def test_a_backoff_object_cannot_say_that_its_longest_was_not_given(self):
+        sent = request_fields("t", None, {"backoff": Backoff(base_ms=700_000)})
+        assert event_of(**sent).backoff == Backoff(base_ms=700_000, max_ms=700_000)
+        with pytest.raises(InvalidField, match="larger"):
+            event_of(**request_fields("t", None, {"backoff": Backoff(base_ms=700_000, max_ms=500_000)}))
+
     def test_only_what_was_given_is_sent(self):
         assert request_fields("t", None, {"queue": None}) == {"type": "t"}
 

@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from penstock.core import partition
-from penstock.core.partition import STATE_KEY, Folded, PartitionFold, decode_quarantined_row, position_row_key
+from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rows import (
+    DIGEST_MODULUS,
+    FOLD_VERSION,
+    STATE_KEY,
+    decode_quarantined_row,
+    position_row_key,
+    row_digest,
+)
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.ids import partition_of
 from penstock.schemas.limits import MAX_BUNDLE_BYTES, MAX_BUNDLE_LINES, MAX_LINE_BYTES
@@ -325,8 +333,8 @@ def test_t1_one_record_from_the_far_future_poisons_only_the_jobs_that_it_touches
 def test_digest_is_the_sum_over_rows(log: Log) -> None:
     log.add(announced(), enqueued(), b"junk", enqueued(ELSEWHERE))
     changes = log.fold.take_changes()
-    total = sum(partition.row_digest(key, value or b"") for key, value in changes.rows)
-    assert changes.digest == total % partition.DIGEST_MODULUS
+    total = sum(row_digest(key, value or b"") for key, value in changes.rows)
+    assert changes.digest == total % DIGEST_MODULUS
     assert log.fold.take_changes().rows == []
 
 
@@ -366,7 +374,7 @@ def test_the_golden_digest_of_a_small_log(log: Log) -> None:
     assert log.outcome(progressed) == "applied"
     log.add(enqueued(ELSEWHERE))
     assert f"{log.fold.take_changes().digest:064x}" == GOLDEN_DIGEST
-    assert partition.FOLD_VERSION == 1
+    assert FOLD_VERSION == 1
 
 
 GOLDEN_DIGEST = "b27b4e40192f124ce515171fe88ba1bdb60bb63382257ed1a104d4cd5133df77"

@@ -9,15 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.job import TRANSITIONS, Job
-from penstock.core.partition import (
-    DIGEST_MODULUS,
-    STATE_KEY,
-    Folded,
-    PartitionFold,
-    decode_job_row,
-    job_row_key,
-    row_digest,
-)
+from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rows import DIGEST_MODULUS, STATE_KEY, decode_job_row, job_row_key, row_digest
 from penstock.schemas.codec import decode_line, encode_line
 from penstock.schemas.events import AnyEvent
 from penstock.schemas.ids import partition_of

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from penstock.log.port import Log, Record, Tail, TopicPartition
-
-PATIENCE_S = 20
+from tests.waiting import PATIENCE_S
 
 
 async def take(tail: Tail, count: int) -> list[Record]:

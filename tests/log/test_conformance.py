@@ -17,7 +17,8 @@ from penstock.schemas.errors import (
     RecordTooLarge,
     TopicMismatch,
 )
-from tests.log.reading import PATIENCE_S, read, take
+from tests.log.reading import read, take
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from penstock.schemas.errors import (
     OffsetTrimmed,
     StoreLocked,
 )
-from tests.log.reading import PATIENCE_S, read, take
+from tests.log.reading import read, take
+from tests.waiting import PATIENCE_S
 
 JOBS = [TopicSpec("jobs", 3)]
 ROOT = Path(__file__).resolve().parents[2]

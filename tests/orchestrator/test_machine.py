@@ -20,6 +20,15 @@ def test_workers_with_room_share_what_waits_evenly() -> None:
     assert sorted(given.values()) == [30, 30, 30]
 
 
+def test_those_who_take_other_jobs_have_no_share_of_what_waits() -> None:
+    desk = Desk()
+    desk.leader()
+    for number in range(10):
+        desk.enqueue(f"j{number}")
+    desk.settle("o", *(desk.heartbeat(worker, credits=5, types=("other",)) for worker in ("u", "v", "w")))
+    assert len(lines(desk.step("o", desk.heartbeat("x", credits=20)))) == 10
+
+
 def test_a_refused_line_is_noted_by_whoever_leads_until_the_note_is_read_back() -> None:
     desk = Desk()
     desk.leader("o")

@@ -18,15 +18,16 @@ from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.log.opening import open_log
 from penstock.log.port import Log
+from penstock.orchestrator.leadership import Peers
 from penstock.orchestrator.service import Orchestrator
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import TopicMismatch
 from penstock.schemas.events import Enqueued
 from penstock.schemas.ids import partition_of, ulid
+from penstock.schemas.messages import Beat
 from penstock.schemas.topics import Topics
 from tests.orchestrator.model_worker import ModelWorker, fail, hang
-
-PATIENCE_S = 30.0
+from tests.waiting import until
 
 
 class Bench:
@@ -50,16 +51,6 @@ class Bench:
 def job_of(orchestrator: Orchestrator, job: str) -> Job | None:
     partitions = orchestrator.machine.partitions
     return partitions[partition_of(job, len(partitions))].store.job(f"default/{job}")
-
-
-async def until(condition: Callable[[], bool], *services: Orchestrator) -> None:
-    """Wait for a condition; what ends a service meanwhile ends the wait."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            for service in services:
-                if service.failure.done():
-                    service.failure.result()
-            await asyncio.sleep(0.01)
 
 
 def started(orchestrator: Orchestrator, job: str) -> bool:
@@ -251,16 +242,21 @@ async def test_two_share_and_one_takes_over(
 async def test_one_that_joins_gets_its_share(bench: Bench) -> None:
     async with bench.orchestrator("one") as one, ModelWorker(bench.log, bench.topics, "w1", lease_ms=2_000):
         await until(lambda: len(one.machine.leading) == 4, one)
-        led = 0
+        share = 0
         for number in range(8):
             async with bench.orchestrator(f"two-{number}") as two:
-                await until(lambda two=two: not two._ends, one, two)
-                await asyncio.sleep(0.6)
-                led = len(two.machine.leading)
-                assert led + len(one.machine.leading) <= 4
+                beat = Beat(orchestrator="one", incarnation=one.incarnation, leads=dict.fromkeys(range(4), 0))
+                share = sum(Peers(two.incarnation).nominated(number, [beat]) for number in range(4))
+                await until(
+                    lambda two=two, share=share: (
+                        (len(two.machine.leading), len(one.machine.leading)) == (share, 4 - share)
+                    ),
+                    one,
+                    two,
+                )
             await until(lambda: len(one.machine.leading) == 4, one)
-            if led:
+            if share:
                 break
-        assert led
+        assert share
         jobs = [await bench.enqueue() for _ in range(20)]
         await ended(one, *jobs)

@@ -40,3 +40,10 @@ def test_a_partition_that_moves_is_asked_for_where_it_is() -> None:
     directory.heard(serving("a", p0=6), 1.0)
     directory.heard(serving("b", p1=4, p2=6), 1.0)
     assert directory.cover([0, 1, 2], 1.0) == ({"a": [0], "b": [1, 2]}, [])
+
+
+def test_silent_processes_do_not_pile_up() -> None:
+    directory = Directory()
+    for number in range(100):
+        directory.heard(serving(f"host:{number}", p0=1), now_s=10.0 * number)
+    assert len(directory._processes) == 1

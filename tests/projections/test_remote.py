@@ -17,7 +17,13 @@ from penstock.projections.port import JobsQuery, ReadModel
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
-from penstock.schemas.errors import BadRequest, InvalidCursor, InvalidField, ReadBehind, ReadModelUnavailable
+from penstock.schemas.errors import (
+    BadRequest,
+    InvalidCursor,
+    InvalidField,
+    ReadBehind,
+    ReadModelUnavailable,
+)
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Serving, encode_messages
 from penstock.schemas.position import Position
@@ -222,6 +228,48 @@ async def test_what_is_no_request_is_answered_and_what_is_no_frame_ends_the_conn
         assert data is not None
         assert protocol.decode_response(data).problem is not None
         writer.close()
+
+
+async def test_a_read_that_breaks_is_answered_and_others_go_on(
+    topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise OSError("the disk")
+
+    async with (
+        memory_log(topics) as log,
+        process(log, topics, tmp_path, "a") as server,
+        RemoteReadModel(log, topics) as remote,
+    ):
+        await remote.counts()
+        monkeypatch.setattr(server._service, "counts", broken)
+        with pytest.raises(ReadModelUnavailable, match="failed to answer"):
+            await asyncio.wait_for(remote.counts(), 5)
+        assert len(await remote.status()) == topics.partitions
+
+
+async def test_an_answer_that_no_frame_holds_says_so(
+    topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.projections.server.MOST_ANSWER_BYTES", 10)
+    async with (
+        memory_log(topics) as log,
+        process(log, topics, tmp_path, "a"),
+        RemoteReadModel(log, topics) as remote,
+    ):
+        with pytest.raises(InvalidField, match="fewer"):
+            await remote.status()
+        assert await remote.counts() == []
+
+
+async def test_processes_of_the_past_are_forgotten(topics: Topics, tmp_path: Path) -> None:
+    """They come back at other addresses."""
+    async with memory_log(topics) as log, RemoteReadModel(log, topics) as remote:
+        for number in range(4):
+            async with process(log, topics, tmp_path, f"life-{number}"):
+                await remote.counts()
+        assert len(remote._connections) <= 2
+        assert len(remote._connecting) <= 2
 
 
 async def test_many_requests_are_under_way_on_one_connection(topics: Topics, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from penstock.core.partition import decode_job_row
+from penstock.core.rows import decode_job_row
 from penstock.log.store_memory import MemoryStore
 from penstock.orchestrator.machine import Inputs, OrchestratorMachine
 from penstock.orchestrator.outputs import Forward, Now, Outputs

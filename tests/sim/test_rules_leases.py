@@ -140,6 +140,20 @@ def test_D3_an_older_incarnation_renews_nothing() -> None:
     assert echoes(*desk.settle("o", desk.heartbeat("w", incarnation="a", holding=[("j", 5)]))) == []
 
 
+def test_D3_an_older_incarnation_is_not_told_before_the_end_of_its_lease_is_folded() -> None:
+    desk = Desk()
+    desk.leader()
+    desk.enqueue("j")
+    desk.settle("o", desk.heartbeat("w", incarnation="a"))
+    lease = desk.job("j").lease
+    asleep = [desk.heartbeat("w", incarnation="a", holding=[("j", 5)]) for _ in range(2)]
+    out = desk.step("o", desk.heartbeat("w", credits=0, incarnation="b"), asleep[0])
+    assert gone(out) == []
+    desk.carry_out(out)
+    desk.settle("o")
+    assert gone(*desk.settle("o", asleep[1])) == [(lease, "expired")]
+
+
 def test_D3_an_older_incarnation_that_wakes_is_told_again_and_again_that_its_lease_is_gone() -> None:
     desk = running("j")
     lease = desk.job("j").lease

@@ -61,9 +61,10 @@ async def test_a_stranger_can_compute_the_chain_from_the_documentation(log: Memo
 async def test_every_line_is_there_in_order_and_verifies(log: MemoryLog) -> None:
     lines = await exported(log)
     places = [(item["partition"], item["offset"], item["line"]) for item in map(json.loads, lines[1:-1])]
-    assert places == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 2, 0), (1, 0, 0), (1, 1, 0)]
+    assert places == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 0), (0, 2, 0), (1, 0, 0), (1, 1, 0)]
+    assert json.loads(lines[5])["event"] == "", "an empty record has a place in the chain as well"
     report = verify_export(lines)
-    assert (report.ok, report.lines, report.problem) == (True, 7, "")
+    assert (report.ok, report.lines, report.problem) == (True, 8, "")
     assert verify_export(line.decode() + "\n" for line in lines).final == report.final
 
 
@@ -73,7 +74,7 @@ async def test_the_same_log_exports_the_same(log: MemoryLog) -> None:
 
 async def test_a_range_is_cut_to_what_is_there(log: MemoryLog) -> None:
     lines = await exported(log, ranges={0: (1, 99)})
-    assert [json.loads(line)["offset"] for line in lines[1:-1]] == [2]
+    assert [json.loads(line)["offset"] for line in lines[1:-1]] == [1, 2]
     assert verify_export(lines).ok
     assert verify_export(await exported(log, ranges={0: (3, 3)})).ok
 
@@ -91,8 +92,8 @@ TAMPERING: dict[str, tuple[Callable[[list[bytes]], list[bytes]], int]] = {
     "two lines swapped": (lambda x: [x[0], x[2], x[1], *x[3:]], 2),
     "a blank line left out": (lambda x: x[:3] + x[4:], 4),
     "cut in the middle": (lambda x: x[:4], 5),
-    "the last line of a partition left out": (lambda x: x[:5] + x[6:], 8),
-    "a line behind the end": (lambda x: [*x, x[-2]], 10),
+    "the last line of a partition left out": (lambda x: x[:6] + x[7:], 9),
+    "a line behind the end": (lambda x: [*x, x[-2]], 11),
     "the header changed": (lambda x: [edited(x[0], cluster_id="other"), *x[1:]], 2),
     "the generation changed": (lambda x: [edited(x[0], generation=1), *x[1:]], 2),
     "the range widened": (lambda x: [edited(x[0], ranges={"0": [0, 9], "1": [0, 2]}), *x[1:]], 2),
@@ -100,10 +101,12 @@ TAMPERING: dict[str, tuple[Callable[[list[bytes]], list[bytes]], int]] = {
     "a line that is no JSON": (lambda x: [*x[:2], x[2][:-1], *x[3:]], 3),
     "another partition": (lambda x: [*x[:2], edited(x[2], partition=5), *x[3:]], 3),
     "outside the range": (lambda x: [*x[:2], edited(x[2], offset=77), *x[3:]], 3),
-    "the count changed": (lambda x: [*x[:-1], edited(x[-1], lines=6)], 9),
-    "a final hash changed": (lambda x: [*x[:-1], edited(x[-1], final={"0": "", "1": ""})], 9),
-    "the encoding broken": (lambda x: [*x[:7], edited(x[7], event_base64="!"), *x[8:]], 8),
-    "the encoded bytes changed": (lambda x: [*x[:7], edited(x[7], event_base64="AAA="), *x[8:]], 8),
+    "the count changed": (lambda x: [*x[:-1], edited(x[-1], lines=6)], 10),
+    "a final hash changed": (lambda x: [*x[:-1], edited(x[-1], final={"0": "", "1": ""})], 10),
+    "an empty record left out": (lambda x: x[:5] + x[6:], 6),
+    "other bytes beside the event": (lambda x: [*x[:7], edited(x[7], event_base64="AAA="), *x[8:]], 8),
+    "the encoding broken": (lambda x: [*x[:8], edited(x[8], event_base64="!"), *x[9:]], 9),
+    "the encoded bytes changed": (lambda x: [*x[:8], edited(x[8], event_base64="AAA="), *x[9:]], 9),
     "bytes that are no text": (lambda x: [*x[:2], b"\xff", *x[3:]], 3),
 }
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from msgspec import Raw
 
-from penstock.core import partition as core
-from penstock.core.partition import DIGEST_MODULUS, PartitionFold, row_digest
+from penstock.core import rows
+from penstock.core.partition import PartitionFold
+from penstock.core.rows import DIGEST_MODULUS, row_digest
 from penstock.log.kv import Batch
 from penstock.log.memory import MemoryLog
 from penstock.log.port import Record, TopicSpec
@@ -286,7 +287,7 @@ def test_a_store_of_another_version_is_thrown_away(tmp_path: Path, monkeypatch: 
     with PartitionStore.open(tmp_path, identity=IDENTITY, extra=("new",), layout=2) as store:
         assert store.next_offset == 0
         fold_all(store, writer.records)
-    monkeypatch.setattr("penstock.state.partition_store.FOLD_VERSION", core.FOLD_VERSION + 1)
+    monkeypatch.setattr("penstock.state.partition_store.FOLD_VERSION", rows.FOLD_VERSION + 1)
     with PartitionStore.open(tmp_path, identity=IDENTITY, extra=("new",), layout=2) as store:
         assert store.next_offset == 0
     assert len(list(tmp_path.iterdir())) == 1

@@ -28,16 +28,9 @@ from penstock.schemas.topics import BROADCAST, Topics
 from penstock.workers.lease import HeldLease
 from penstock.workers.session import Session
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
+from tests.waiting import PATIENCE_S, until
 
-PATIENCE_S = 20.0
 TOPICS = Topics(partitions=2, work_partitions=8)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - whatever the condition is, nobody tells
-            await asyncio.sleep(0.002)
 
 
 def delivery(lease: str = "0.1.1", *, worker: str = "w", payload: object = None, **fields: Any) -> Delivery:

@@ -1,11 +1,17 @@
 """From payloads to parameters and back."""
 
+import enum
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from penstock.workers.arguments import Arguments, PayloadMismatch
 from penstock.workers.context import Context
@@ -203,3 +209,71 @@ def test_calls_that_do_not_fit_are_refused_before_anything_is_sent(
 ) -> None:
     with pytest.raises(InvalidPayload):
         Arguments(function).payload_of(args, kwargs)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Named(BaseModel):
+    made_at: datetime = Field(alias="madeAt")
+    where: Path
+    amounts: set[Decimal] = set()
+
+
+class Inner(msgspec.Struct):
+    day: date
+    where: Path
+    named: Named | None = None
+
+
+@dataclass
+class Around:
+    inner: Inner
+    raw: bytes = b""
+
+
+class Place(NamedTuple):
+    where: Path
+    floor: int = 0
+
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+NAMED = Named(madeAt=MOMENT, where=Path("/a/b"), amounts={Decimal("1.10")})
+INNER = Inner(MOMENT.date(), Path("x"), NAMED)
+KEY = UUID("0811fffa-7e23-4b1b-82b4-d4e92560604d")
+
+ROUND_TRIPS: list[tuple[Any, Any]] = [
+    (Path, Path("/a/b")), (list[Path], [Path("a")]), (Path | None, Path("a")), (dict[Path, int], {Path("a"): 1}),
+    (datetime, MOMENT), (datetime, MOMENT.replace(tzinfo=None)), (date, MOMENT.date()), (time, time(1, 2, 3)),
+    (timedelta, timedelta(days=1, microseconds=5)), (timedelta, timedelta(seconds=-1.5)),
+    (UUID, KEY), (Decimal, Decimal("1.10")), (int, 10**30), (Colour, Colour.RED), (Literal["a"], "a"),
+    (dict[UUID, Colour], {KEY: Colour.RED}), (dict[date, list[Named]], {MOMENT.date(): [NAMED]}),
+    (set[int], {1, 2}), (frozenset[Path], frozenset({Path("a")})), (tuple[Path, int], (Path("a"), 1)),
+    (bytes, b"abc"), (bytes, b"\xff\x00"), (list[bytes], [b"abc"]), (IPv4Address, IPv4Address("10.0.0.1")),
+    (Named, NAMED), (list[Named], [NAMED]), (dict[str, Named | None], {"a": NAMED, "b": None}),
+    (Inner, INNER), (list[Inner], [INNER]), (dict[str, Inner], {"a": INNER}), (Place, Place(Path("a"), 2)),
+    (Around, Around(INNER, b"abc")), (list[Around], [Around(INNER, b"\xff")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside another"])
+@pytest.mark.parametrize(("hint", "value"), ROUND_TRIPS)
+def test_what_is_enqueued_is_what_the_handler_gets(hint: Any, value: Any, alone: bool) -> None:
+    def only(it: Any) -> None: ...
+    def both(it: Any, n: int = 0) -> None: ...
+
+    handler = only if alone else both
+    handler.__annotations__["it"] = hint
+    arguments = Arguments(handler)
+    read = arguments.read(msgspec.json.encode(arguments.payload_of((value,), {})))["it"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value", [SecretStr("x"), (n for n in [1]), object()], ids=["secret", "generator", "object"]
+)
+def test_what_would_arrive_as_something_else_is_refused(value: object) -> None:
+    with pytest.raises(InvalidPayload, match="is not JSON"):
+        Arguments(bare).payload_of((value,), {})

@@ -10,8 +10,9 @@ import pytest
 from penstock.schemas.errors import LeaseLost, TooLarge
 from penstock.workers.context import Context
 from penstock.workers.task import task
+from tests.waiting import until
 from tests.workers.bench import job, running
-from tests.workers.fakes import FakeTransport, until
+from tests.workers.fakes import FakeTransport
 
 
 async def seen(handler: Callable[..., Any], **fields: Any) -> tuple[FakeTransport, Any]:

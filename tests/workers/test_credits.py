@@ -137,6 +137,16 @@ def test_a_turn_lasts_a_while() -> None:
     assert world.now_ms - begin_ms >= TURN_MS - 50
 
 
+def test_an_orchestrator_that_never_acknowledges_leaves_no_trail() -> None:
+    world = Leaderships(Credits(8), a=0, b=0)
+    for turn in range(500):
+        world.backlog = {"a": 100 * (turn % 2), "b": 100 * ((turn + 1) % 2)}
+        world.settle()
+        world.credits.publish(turn + 1)
+    assert all(len(account.superseded) <= 8 for account in world.credits._accounts.values())  # pyright: ignore[reportPrivateUsage]  # nobody else can tell
+    assert world.credits.total_charged() <= 8
+
+
 def test_one_that_is_gone_frees_its_share() -> None:
     world = Leaderships(Credits(10), a=5, b=5)
     world.settle()

@@ -21,7 +21,7 @@ from penstock.workers.context import Context
 from penstock.workers.http_transport import HttpTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import task
-from tests.workers.fakes import until
+from tests.waiting import until
 
 
 class Server:
@@ -250,6 +250,28 @@ async def test_a_worker_that_is_not_heard_stops_its_handlers() -> None:
         await until(lambda: not worker.busy)
         assert transport.held == {}
         assert server.event("one") is None
+
+
+async def test_a_job_that_comes_after_a_long_silence_is_not_given_up_at_once() -> None:
+    server = Server()
+    release = asyncio.Event()
+
+    @task
+    async def gated() -> str:
+        await release.wait()
+        return "done"
+
+    async with running(server, gated, lease_ms=900) as (worker, transport):
+        await until(lambda: server.heartbeats)
+        # A heartbeat that hangs tells nothing for longer than a lease; then the server is back.
+        transport._heard_ms -= 60_000  # pyright: ignore[reportPrivateUsage]  # instead of waiting for a minute
+        server.put("one", "gated")
+        await until(lambda: worker.busy)
+        seen = len(server.heartbeats)
+        await until(lambda: len(server.heartbeats) > seen)
+        assert worker.busy
+        release.set()
+        await until(lambda: server.event("one"))
 
 
 async def test_outcomes_not_known_yet_are_reported_again() -> None:

@@ -15,7 +15,8 @@ from penstock.schemas.messages import Beat, Heartbeat, LeaseGone
 from penstock.workers.hub import SessionHub
 from penstock.workers.roster import SILENT_MS, Roster
 from penstock.workers.session import Session
-from tests.workers.fakes import TOPICS, FakeRecipient, Leader, delivery, memory_log, profile, succeeded, until
+from tests.waiting import until
+from tests.workers.fakes import TOPICS, FakeRecipient, Leader, delivery, memory_log, profile, succeeded
 
 
 class World:

@@ -27,8 +27,7 @@ from penstock.workers.errors import JobStopped
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import task
-
-PATIENCE_S = 30.0
+from tests.waiting import until
 
 
 class World:
@@ -72,12 +71,7 @@ class World:
         return lease is not None and lease.run_ms > 0
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                for service in (*self.orchestrators, *self.workers):
-                    if service.failure.done():
-                        service.failure.result()
-                await asyncio.sleep(0.01)
+        await until(condition, *self.orchestrators, *self.workers)
 
     async def ended(self, *jobs: str) -> list[Job]:
         def all_ended() -> bool:

@@ -18,8 +18,9 @@ from penstock.workers.context import Context
 from penstock.workers.errors import AppInvalid, JobStopped, NonRetryable, RetryLater
 from penstock.workers.runtime import Worker
 from penstock.workers.task import task
+from tests.waiting import until
 from tests.workers.bench import job, roomy, running
-from tests.workers.fakes import FakeTransport, until
+from tests.workers.fakes import FakeTransport
 
 TICK_S = 0.05
 
@@ -297,6 +298,28 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_spoken_for() -> Non
         await until(lambda: not worker.busy)
         transport.give(job("double", "0.1.2", {"n": 4}))
         assert await transport.succeeded("0.1.2") == 8
+
+
+async def test_a_coroutine_that_swallows_every_cancellation_does_not_keep_its_worker_from_leaving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.workers.executor.LAST_WAIT_S", 0.05)
+    release = asyncio.Event()
+
+    @task
+    async def stubborn() -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with asyncio.timeout(20):
+        async with running(stubborn, grace_ms=0) as (transport, worker):
+            transport.give(job("stubborn"))
+            await until(lambda: worker.busy)
+    assert await transport.returned("0.1.1") == "shutdown"
+    release.set()
 
 
 async def test_a_handler_s_own_timeouts_work_after_another_was_stopped() -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 from penstock.schemas.events import Returned
 from penstock.workers.task import task
+from tests.waiting import until
 from tests.workers.bench import job, roomy, running
-from tests.workers.fakes import until
 
 
 @task

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from penstock.log.bundler import LinePosition
+from penstock.log.bundler import Bundler, LinePosition
+from penstock.log.memory import MemoryLog
+from penstock.log.port import TopicSpec
 from penstock.schemas.errors import AppendUnknown, LeaseLost, LogError, RecordTooLarge
 from penstock.workers.lease import HeldLease
 from penstock.workers.writer import AwaitedLine, OutcomeWriter
-from tests.workers.fakes import delivery, until
+from tests.waiting import until
+from tests.workers.fakes import delivery
 
 
 class Bundles:
@@ -90,6 +93,17 @@ async def test_one_line_that_is_too_large_does_not_hold_up_the_others() -> None:
     assert await writer.flush(5_000) == 0
     assert all(line.done.done() for line in lines)
     assert large.renew_until_ms < 0, "named no more, it runs out"
+
+
+async def test_one_line_that_cannot_be_a_line_does_not_hold_up_the_others() -> None:
+    async with MemoryLog() as log:
+        await log.ensure_topics([TopicSpec("jobs", 1)])
+        writer = OutcomeWriter(Bundler(log, "jobs"))
+        torn, whole = outcome(b"a\nb"), AwaitedLine(b"1")
+        writer.put(0, torn)
+        writer.put(0, whole)
+        assert await writer.flush(5_000) == 0
+        assert (whole.done.result().offset, torn.renew_until_ms < 0) == (0, True)
 
 
 async def test_flush_tells_what_is_not_written_in_time() -> None:

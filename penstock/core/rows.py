@@ -1,0 +1,82 @@
+"""The rows that a fold keeps: their keys, their values as bytes, and what each adds to the state digest.
+
+===============  =====================================================================================
+key              value
+===============  =====================================================================================
+``p``            :class:`PartitionState`, the partition as a whole
+``j`` job key    :class:`~penstock.core.job.Job`
+``m`` position   a line, as written, that belongs to another partition and waits to be forwarded
+``q`` position   :class:`Quarantined`, what is known of a line that could not be decoded
+===============  =====================================================================================
+
+Positions are packed, eight bytes, big-endian, so that rows stand in log order.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+
+from penstock.core.job_state import Job
+
+FOLD_VERSION = 1
+"""Version of the rows' encoding. A store written by another is thrown away and folded anew."""
+
+STATE_KEY = b"p"
+DIGEST_MODULUS = 1 << 256
+
+
+class PartitionState(msgspec.Struct, array_like=True):
+    """What the fold knows of the partition as a whole."""
+
+    epoch: int = -1
+    leader: str = ""
+    incarnation: str = ""
+    rules: int = 1
+    time_ms: int = 0
+    """Time of the last record that the log itself stamped."""
+    config_position: int = -1
+    origins: dict[int, int] = {}
+    """Highest forwarded position by source partition."""
+    accepted: int = 0
+    refused: int = 0
+    unknown_jobs: int = 0
+    quarantined: int = 0
+    misrouted: int = 0
+
+
+class Quarantined(msgspec.Struct, array_like=True, frozen=True):
+    """A line that could not be decoded: why, and the SHA-256 and size in bytes of what stood there."""
+
+    reason: str
+    sha256: bytes
+    size_bytes: int
+
+
+class Changes(msgspec.Struct):
+    """Rows to write: None deletes. ``digest`` is the state digest once they are written."""
+
+    rows: list[tuple[bytes, bytes | None]]
+    digest: int
+
+
+encode_row = msgspec.msgpack.Encoder().encode
+decode_job_row = msgspec.msgpack.Decoder(Job).decode
+decode_state_row = msgspec.msgpack.Decoder(PartitionState).decode
+decode_quarantined_row = msgspec.msgpack.Decoder(Quarantined).decode
+
+Row = Job | PartitionState | Quarantined | bytes | None
+
+
+def job_row_key(key: str) -> bytes:
+    return b"j" + key.encode()
+
+
+def position_row_key(prefix: bytes, position: int) -> bytes:
+    return prefix + position.to_bytes(8, "big")
+
+
+def row_digest(key: bytes, value: bytes) -> int:
+    """A row's share of the state digest."""
+    return int.from_bytes(sha256(len(key).to_bytes(4, "big") + key + value).digest(), "big")

@@ -1,0 +1,77 @@
+"""Who gets which of the jobs that wait: the most urgent first, shared out among the sessions that have room.
+
+Each session is offered its share of what waits in the lanes that it takes, so that the first one asked does not take
+all; what it leaves unused goes to those after it. Partitions are served by turns, and within one its lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.orchestrator.fleet import Fleet, Session
+from penstock.orchestrator.outputs import Now, Outputs
+from penstock.orchestrator.partition import PartitionMachine
+from penstock.orchestrator.rows import Lane
+from penstock.schemas.events import PRIORITIES
+
+
+class Dispatcher:
+    """Proposes leases for one orchestrator, to the sessions of its fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._turn = 0
+
+    def dispatch(self, led: Sequence[PartitionMachine], now: Now, out: Outputs) -> None:
+        """Propose as many leases of the jobs of these partitions as there is room for."""
+        waiting_ones = [machine for machine in led if not machine.idle]
+        if not waiting_ones:
+            return
+        self._turn += 1
+        for rank in range(len(PRIORITIES)):
+            lanes = {machine: of_rank for machine in waiting_ones if (of_rank := machine.lanes(rank))}
+            if not lanes:
+                continue
+            takers = [
+                (session, fitting)
+                for session in self._fleet.with_room(rank)
+                if (fitting := _fitting(session, lanes))
+            ]
+            for index, (session, fitting) in enumerate(takers):
+                waiting = sum(machine.waiting(of_machine) for machine, of_machine in fitting.items())
+                share = -(-waiting // (len(takers) - index))
+                self._fill(session, fitting, min(session.room(rank), share), now, out)
+
+    def _fill(
+        self,
+        session: Session,
+        fitting: dict[PartitionMachine, list[Lane]],
+        limit: int,
+        now: Now,
+        out: Outputs,
+    ) -> None:
+        """Give a session up to ``limit`` jobs, in equal parts from each partition as long as that has enough."""
+        order = list(fitting)
+        start = self._turn % len(order)
+        order = order[start:] + order[:start]
+        while order and limit > 0:
+            share = -(-limit // len(order))
+            still: list[PartitionMachine] = []
+            for machine in order:
+                wanted = min(share, limit)
+                given = machine.lease(fitting[machine], session, wanted, now, out) if wanted else 0
+                limit -= given
+                if given and given == wanted:
+                    still.append(machine)
+            order = still
+
+
+def _fitting(
+    session: Session, lanes: dict[PartitionMachine, list[Lane]]
+) -> dict[PartitionMachine, list[Lane]]:
+    """The lanes that a session takes, by partition; partitions without any are left out."""
+    return {
+        machine: taken
+        for machine, of_machine in lanes.items()
+        if (taken := [lane for lane in of_machine if session.takes(lane)])
+    }
