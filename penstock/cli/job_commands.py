@@ -55,7 +55,10 @@ def enqueue(
         str | None, typer.Option(metavar="TIME", help="Do not start it after this time (RFC 3339).")
     ] = None,
     job_id: Annotated[
-        str | None, typer.Option("--id", help="Id of the job; a second one with it is refused.")
+        str | None,
+        typer.Option(
+            "--id", help="Id of the job: sent twice it is one job, another job under it is refused."
+        ),
     ] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,

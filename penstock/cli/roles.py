@@ -99,8 +99,12 @@ async def run_roles(
             await asyncio.wait({living}, timeout=stop_deadline_s)
         if not living.done():
             raise StopTimedOut(f"The process did not stop within {stop_deadline_s:g} s.")
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
         living.result()
+    except asyncio.CancelledError as error:
+        # Meant where it was told to stop; else some library let its own out, and that is no orderly end.
+        if not stopping.is_set():
+            raise PenstockError("The process ended, although nobody had asked it to.") from error
 
 
 async def _live(

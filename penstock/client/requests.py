@@ -11,15 +11,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from penstock.core.job_state import State
 from penstock.schemas.codec import check_utf8, depth_of
 from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, Undecodable
-from penstock.schemas.events import NULL, Backoff, DurationMs, Enqueued, JobId, Name, Priority, Short
+from penstock.schemas.events import (
+    NULL,
+    PRIORITIES,
+    Backoff,
+    DurationMs,
+    Enqueued,
+    JobId,
+    Name,
+    Priority,
+    Short,
+)
 from penstock.schemas.limits import (
     DEFAULT_PAYLOAD_BYTES,
     MAX_DEPTH,
@@ -152,11 +163,23 @@ def request_from(fields: Any) -> tuple[JobRequest, str]:
     return request, request_hash(cast("dict[str, Any]", fields))
 
 
+_ALLOWED = {
+    "priority": PRIORITIES,
+    "state": get_args(State),
+    "backoff.kind": ("none", "fixed", "linear", "exponential"),
+}
+"""Values of the fields that have few."""
+
+
 def invalid_field(error: msgspec.ValidationError) -> InvalidField:
     """What msgspec says about a value, with the field in ``details["field"]``."""
     reason, _, path = str(error).partition(" - at `")
+    if reason.startswith("Expected `str` matching regex"):
+        reason = "may have letters, digits and . _ - : only (names also /), and no space"
     field = path.rstrip("`").removeprefix("$").lstrip(".")
     # An unknown or missing field is named in the reason; the path then leads to the object around it.
+    if reason.startswith("Invalid enum value") and field in _ALLOWED:
+        reason += f"; allowed are {', '.join(_ALLOWED[field])}"
     named = _NAMED_FIELD.search(reason)
     if named is not None:
         return InvalidField(reason, field=f"{field}.{named[1]}" if field else named[1])

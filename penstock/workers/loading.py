@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -67,7 +68,19 @@ def _module_of(where: str) -> ModuleType:
             ) from error
         raise AppInvalid(f"importing {where!r} failed: {error}") from error
     except (Exception, SystemExit) as error:
-        raise AppInvalid(f"importing {where!r} failed: {type(error).__name__}: {error}") from error
+        raise AppInvalid(
+            f"importing {where!r} failed{_place(error)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code it happened, if that is known and not said already."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [frame for frame in frames if not frame.filename.startswith(_HERE)]
+    return f" at {own[-1].filename}:{own[-1].lineno}" if own and not isinstance(error, SyntaxError) else ""
+
+
+_HERE = str(Path(__file__).parent.parent)
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from penstock.client.http import DEFAULT_SERVER, AsyncClient, Client, default_client
-from penstock.client.requests import JobOptions
+from penstock.client.requests import JobOptions, request_fields, request_from
+from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Backoff, Priority
 from penstock.schemas.ids import NAME_PATTERN
 from penstock.workers.arguments import Arguments
@@ -53,6 +54,10 @@ class Task(Generic[P, R]):
         self.name = name
         self.options = {key: value for key, value in options.items() if value is not None}
         """What jobs enqueued by this task get where the call does not say otherwise."""
+        try:
+            request_from(request_fields(name, None, cast("JobOptions", self.options)))
+        except InvalidField as error:
+            raise TaskInvalid(f"{name}: {error.message}") from error
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         functools.update_wrapper(cast("Callable[..., Any]", self), function)
 
@@ -152,7 +157,7 @@ def task(
     their own.
 
     Raises:
-        TaskInvalid: the function cannot be a task.
+        TaskInvalid: the function cannot be a task, or a default is not allowed.
     """
     options = {
         "queue": queue, "pool": pool, "priority": priority, "max_attempts": max_attempts, "backoff": backoff,

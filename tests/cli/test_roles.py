@@ -96,6 +96,14 @@ async def test_a_bug_names_the_role():
         await run_roles(composed(lambda: Role("a", []), then=fail))
 
 
+async def test_a_cancellation_that_nobody_asked_for_is_no_orderly_end():
+    def leak(roles: list[Role]) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(PenstockError, match="nobody had asked"):
+        await run_roles(composed(lambda: Role("a", []), then=leak))
+
+
 async def test_a_role_that_ends_is_a_failure():
     def end(roles: list[Role]) -> None:
         roles[0].failure.set_result(None)

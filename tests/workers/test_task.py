@@ -155,3 +155,18 @@ def test_collecting_checks_every_signature() -> None:
     with pytest.raises(AppInvalid, match="no tasks"):
         collect([])
     assert set(collect(App(plain))) == {"plain"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"timeout_ms": -1}, "timeout_ms"),
+        ({"priority": "urgent"}, "allowed are critical, high, normal, low"),
+        ({"queue": "a b"}, "no space"),
+        ({"backoff": {"kind": "sometimes"}}, "allowed are none, fixed"),
+    ],
+)
+def test_defaults_that_no_job_may_have_are_refused_where_they_stand(options: Any, said: str) -> None:
+    with pytest.raises(TaskInvalid, match=said):
+        task(name="noop", **options)(lambda: None)
