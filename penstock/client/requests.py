@@ -160,6 +160,8 @@ def request_from(fields: Any) -> tuple[JobRequest, str]:
         request = msgspec.convert(fields, JobRequest)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from error
+    if request.id in (".", ".."):
+        raise InvalidField("id: as a part of an address it would mean another one", field="id")
     return request, request_hash(cast("dict[str, Any]", fields))
 
 

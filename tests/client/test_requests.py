@@ -79,6 +79,7 @@ class TestHash:
         (b'{"type":"a b"}', "type"),
         (b'{"type":"t","foo":1}', "foo"),
         (b'{"type":"t","id":"a b"}', "id"),
+        (b'{"type":"t","id":".."}', "id"),
         (b'{"type":"t","priority":"urgent"}', "priority"),
         (b'{"type":"t","backoff":{"kind":"odd"}}', "backoff.kind"),
         (b'{"type":"t","backoff":{"base":1}}', "backoff.base"),
