@@ -53,7 +53,8 @@ def tls_context(
 async def within(timeout_ms: int, what: str, work: Awaitable[_T]) -> _T:
     """Await ``work``; LogUnavailable when it fails in Kafka's ways or takes longer: nothing may wait for ever."""
     try:
-        return await asyncio.wait_for(work, timeout_ms / 1000)
+        async with asyncio.timeout(timeout_ms / 1000):
+            return await work
     except TimeoutError as error:
         raise LogUnavailable(f"Kafka did not answer within {timeout_ms} ms: {what}.") from error
     except (KafkaError, OSError) as error:

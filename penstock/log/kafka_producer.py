@@ -92,7 +92,8 @@ class SupervisedProducer:
             sending = generation.producer.send_and_wait(
                 topic, value, key=key, partition=partition, headers=list(headers)
             )
-            metadata: RecordMetadata = await asyncio.wait_for(sending, self._options.append_timeout_ms / 1000)
+            async with asyncio.timeout(self._options.append_timeout_ms / 1000):
+                metadata: RecordMetadata = await sending
         except TimeoutError as error:
             self._retire(generation)
             limit_ms = self._options.append_timeout_ms
@@ -178,7 +179,8 @@ async def _tear_down(producer: Any) -> None:
     sender: Any = getattr(producer, "_sender", None)
     task: asyncio.Task[None] | None = getattr(sender, "sender_task", None)
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(producer.client.close(), _TEAR_DOWN_S)
+        async with asyncio.timeout(_TEAR_DOWN_S):
+            await producer.client.close()
     if task is not None:
         # The first cancel makes the sender wait for its requests, the next ones end those.
         for _ in range(20):

@@ -211,7 +211,10 @@ class PartitionMachine:
         self._proposals.take(job.key)
         session = self._fleet.session(job.worker, job.via)
         self._leases.grant(job, session, now.mono_ms)
-        self._courier.deliver(job, session, time_ms, out)
+        if session.leaving:
+            self.supersede([job.key], now, out)
+        else:
+            self._courier.deliver(job, session, time_ms, out)
 
     def _lease_refused(self, event: ev.Leased) -> None:
         """One's own proposal came too late, for the job has changed: should it be ready again, it waits again."""
@@ -312,7 +315,10 @@ class PartitionMachine:
 
     def not_named(self, key: str, session: Session, now: Now, out: Outputs) -> None:
         """The holder's full heartbeat left out a lease: after two of these it is delivered again."""
-        if self._leases.missed(key):
+        if session.leaving:
+            # It was leased just before this was known, and nobody will take it: no need to wait until it runs out.
+            self.supersede([key], now, out)
+        elif self._leases.missed(key):
             job = self.store.job(key)
             if job is not None and job.state == "active":
                 self._courier.deliver(job, session, now.log_ms, out)

@@ -150,6 +150,7 @@ class TopicMismatch(LogError):
 
     code = "topic_mismatch"
     status = 500
+    exit_code = 2
 
 
 class LogCorrupt(LogError):

@@ -148,7 +148,8 @@ class Executor:
     async def quiet(self, timeout_ms: float) -> bool:
         """Wait until nothing runs; false after ``timeout_ms``."""
         try:
-            await asyncio.wait_for(self._quiet.wait(), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._quiet.wait()
         except TimeoutError:
             return not self.runs
         return True

@@ -145,7 +145,8 @@ class HttpTransport:
 
     async def flush(self, timeout_ms: int) -> int:
         try:
-            await asyncio.wait_for(self._written.wait(), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._written.wait()
         except TimeoutError:
             return len(self._reports)
         return 0

@@ -147,7 +147,8 @@ class SessionHub:
         pulse = self._pulse_of(session)
         pulse.remove(session)
         with suppress(LogError, TimeoutError):
-            await asyncio.wait_for(pulse.send([session]), 5.0)
+            async with asyncio.timeout(5.0):
+                await pulse.send([session])
         session.closed = True
         others = self.sessions.get(session.worker, [])
         if session in others:

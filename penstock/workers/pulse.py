@@ -67,7 +67,8 @@ class Pulse:
         # Rounded up: woken a hair too early, the loop would spin until the time has come.
         pause_ms = max(next_ms - now_ms, 0) + 1
         try:
-            await asyncio.wait_for(self._woken.wait(), pause_ms / 1000)
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._woken.wait()
         except TimeoutError:
             return
         # Woken for a change: whatever else changes in this round of the loop shall go along.

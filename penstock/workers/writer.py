@@ -108,7 +108,8 @@ class OutcomeWriter:
     async def flush(self, timeout_ms: int) -> int:
         """Wait until nothing waits; returns how many lines still do after ``timeout_ms``."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._idle.wait()
         except TimeoutError:
             return self.waiting()
         return 0
@@ -120,7 +121,8 @@ class OutcomeWriter:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._bundles.flush(), LAST_WAIT_S)
+            async with asyncio.timeout(LAST_WAIT_S):
+                await self._bundles.flush()
         closed = LeaseLost("the worker has stopped")
         for queue in self._queues.values():
             for pending in queue:

@@ -129,3 +129,14 @@ class TestKafkaClients:
             await producer.append("jobs", 0, b"{}", None, ())
         assert producer._current is None, "it is replaced"
         await producer.close()
+
+
+async def test_a_cancel_at_the_very_moment_of_the_answer_is_not_lost() -> None:
+    """A loop that is told to end just then would go on, and whoever waits for its end would wait for ever."""
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(within(10_000, "asking", answer))
+    await asyncio.sleep(0)
+    answer.set_result(1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking

@@ -163,6 +163,27 @@ def test_D3_an_older_incarnation_that_wakes_is_told_again_and_again_that_its_lea
         assert gone(*desk.settle("o", beat)) == [(lease, "expired")]
 
 
+def test_D3_what_was_leased_to_one_that_leaves_is_free_at_once_and_free_of_charge() -> None:
+    desk = running("j")
+    desk.settle("o", desk.heartbeat(credits=0, leaving=True))
+    assert (desk.job("j").state, desk.job("j").attempt) == ("ready", 0)
+
+
+def test_D3_what_it_still_names_while_it_leaves_stays_its_own() -> None:
+    desk = running("j")
+    desk.settle("o", desk.heartbeat(credits=0, leaving=True, holding=[("j", 5)]))
+    assert desk.job("j").state == "active"
+
+
+def test_D3_a_lease_that_comes_back_after_its_worker_left_is_free_at_once() -> None:
+    desk = desk_with("j")
+    proposed = desk.step("o", desk.heartbeat(credits=1))
+    desk.carry_out(proposed)
+    desk.step("o", desk.heartbeat(credits=0, leaving=True), read=False)
+    assert deliveries(*desk.settle("o")) == []
+    assert (desk.job("j").state, desk.job("j").attempt) == ("ready", 0)
+
+
 def test_D3_a_deaf_leader_ends_no_lease_and_grants_all_anew_when_it_hears() -> None:
     desk = running("j")
     desk.pass_ms(3_000)
