@@ -19,27 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 import msgspec
 
 from penstock.core.job import Applied, Job, Place, apply
-from penstock.core.rows import (
-    DIGEST_MODULUS,
-    STATE_KEY,
-    Changes,
-    PartitionState,
-    Quarantined,
-    Row,
-    decode_job_row,
-    decode_state_row,
-    encode_row,
-    job_row_key,
-    position_row_key,
-    row_digest,
-)
+from penstock.core.rows import Changes, PartitionState, Quarantined, position_row_key
+from penstock.core.working import WorkingRows
 from penstock.schemas import events as ev
-from penstock.schemas.codec import decode_line, split
+from penstock.schemas.codec import decode_bundle, decode_line, split
 from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.limits import MAX_LINE_BYTES
@@ -116,25 +104,20 @@ class PartitionFold:
     ) -> None:
         self.partition = partition
         self.partitions = partitions
-        self._read = read
-        self._digest = digest
-        self._stored: dict[bytes, bytes | None] = {}
-        self._touched: dict[bytes, Row] = {}
-        stored = read(STATE_KEY)
-        self.state = PartitionState() if stored is None else decode_state_row(stored)
-        self._stored_state: bytes | None = stored
+        self._rows = WorkingRows(read, digest)
         if self.state.rules not in RULES:
             raise UnknownRules(f"the state follows rules {self.state.rules}; this version knows {max(RULES)}")
 
     # Reading
 
+    @property
+    def state(self) -> PartitionState:
+        """The partition as a whole, as of the last folded line. Not to be changed."""
+        return self._rows.state
+
     def job(self, key: str) -> Job | None:
         """The job as of the last folded line."""
-        row = job_row_key(key)
-        if row in self._touched:
-            return cast("Job | None", self._touched[row])
-        data = self._read(row)
-        return None if data is None else decode_job_row(data)
+        return self._rows.job(key)
 
     # Folding
 
@@ -149,11 +132,18 @@ class PartitionFold:
         else:
             time_ms = self.state.time_ms
         first = pack(offset, 0)
-        results: list[Folded] = []
-        for number, line in enumerate(split(value)):
-            if line and not line.isspace():
-                results.append(self._line(first + number, time_ms, line))
-        return results
+        lines = split(value)
+        events = decode_bundle(value, lines)
+        if events is not None:
+            return [
+                self._event(first + number, time_ms, line, event)
+                for number, (line, event) in enumerate(zip(lines, events, strict=True))
+            ]
+        return [
+            self._line(first + number, time_ms, line)
+            for number, line in enumerate(lines)
+            if line and not line.isspace()
+        ]
 
     def _line(self, position: int, time_ms: int, line: bytes) -> Folded:
         try:
@@ -161,23 +151,27 @@ class PartitionFold:
         except Undecodable as error:
             self.state.quarantined += 1
             row = position_row_key(b"q", position)
-            self._touch(row, Quarantined(error.reason, sha256(line).digest(), len(line)))
+            self._rows.set(row, Quarantined(error.reason, sha256(line).digest(), len(line)))
             return Folded(position, time_ms, line, None, "quarantined", f"{error.reason}: {error.message}")
+        return self._event(position, time_ms, line, event)
+
+    def _event(self, position: int, time_ms: int, line: bytes, event: ev.AnyEvent) -> Folded:
         folded = Folded(position, time_ms, line, event, "illegal")
-        self._decide(event, folded)
+        state = self._rows.state
+        self._decide(event, folded, state)
         if folded.outcome == "applied":
-            self.state.accepted += 1
+            state.accepted += 1
         else:
-            self.state.refused += 1
+            state.refused += 1
         return folded
 
-    def _decide(self, event: ev.AnyEvent, folded: Folded) -> None:
+    def _decide(self, event: ev.AnyEvent, folded: Folded, state: PartitionState) -> None:
         kind = type(event)
-        if kind not in _TYPES_IN_FORCE[self.state.rules]:
-            folded.reason = f"{kind.__name__} is not in force under rules {self.state.rules}"
+        if kind not in _TYPES_IN_FORCE[state.rules]:
+            folded.reason = f"{kind.__name__} is not in force under rules {state.rules}"
         elif not event.id and kind is not ev.Enqueued:
             folded.reason = "the event has no id"
-        elif event.leader_only and (event.epoch != self.state.epoch or event.epoch < 0):
+        elif event.leader_only and (event.epoch != state.epoch or event.epoch < 0):
             folded.outcome, folded.reason = "stale", "written by one that does not lead"
         elif isinstance(event, ev.JobEvent):
             self._job_event(event, folded)
@@ -186,11 +180,8 @@ class PartitionFold:
 
     def _job_event(self, event: ev.AnyEvent, folded: Folded) -> None:
         key = folded.key = job_key(event.tenant, event.job)
-        row = job_row_key(key)
-        before = cast("Job | None", self._touched.get(row))
-        if before is None and row not in self._touched:
-            data = self._stored[row] = self._read(row)
-            before = None if data is None else decode_job_row(data)
+        held = self._rows.hold(key)
+        before = held.job
         if before is None and self._elsewhere(event, folded):
             return
         if event.origin and not self._first_copy(event.origin, folded):
@@ -199,11 +190,13 @@ class PartitionFold:
         decision = apply(before, event, Place(folded.position, folded.time_ms))
         folded.outcome = decision.outcome
         if isinstance(decision, Applied):
-            folded.after = self._touched[row] = decision.job
+            folded.after = decision.job
+            self._rows.put(held, decision.job)
             return
         folded.reason = decision.reason
         if decision.job is not None:
-            folded.after = self._touched[row] = decision.job
+            folded.after = decision.job
+            self._rows.put(held, decision.job)
         elif decision.outcome == "unknown_job":
             self.state.unknown_jobs += 1
 
@@ -220,7 +213,7 @@ class PartitionFold:
             return True
         folded.outcome, folded.reason = "misrouted", f"belongs to partition {target}"
         self.state.misrouted += 1
-        self._touch(position_row_key(b"m", folded.position), folded.line)
+        self._rows.set(position_row_key(b"m", folded.position), folded.line)
         return True
 
     def _first_copy(self, origin: str, folded: Folded) -> bool:
@@ -254,10 +247,10 @@ class PartitionFold:
                 state.config_position = event.control_position
             case ev.Forwarded():
                 row = position_row_key(b"m", max(0, event.line_position))
-                if event.line_position < 0 or self._touch_stored(row) is None:
+                if event.line_position < 0 or self._rows.get(row) is None:
                     folded.outcome, folded.reason = "duplicate", "nothing waits to be forwarded from there"
                     return
-                self._touched[row] = None
+                self._rows.set(row, None)
                 state.misrouted -= 1
             case ev.RulesActivated():
                 if event.version != state.rules + 1:
@@ -275,47 +268,15 @@ class PartitionFold:
 
     # Changes
 
-    def _touch(self, row: bytes, value: Row) -> None:
-        self._touch_stored(row)
-        self._touched[row] = value
-
-    def _touch_stored(self, row: bytes) -> Row:
-        if row in self._touched:
-            return self._touched[row]
-        data = self._stored[row] = self._read(row)
-        return data
-
     @property
     def touched(self) -> int:
         """How many rows have changed since changes were last taken."""
-        return len(self._touched)
+        return self._rows.changed
 
     def touched_jobs(self) -> Iterable[tuple[str, Job | None]]:
         """Keys and states of the jobs changed since changes were last taken."""
-        for row, value in self._touched.items():
-            if row[:1] == b"j":
-                yield row[1:].decode(), cast("Job | None", value)
+        return self._rows.changed_jobs()
 
     def take_changes(self) -> Changes:
         """The rows changed since the last call, each once, with the digest they lead to. The caller must store them."""
-        rows: list[tuple[bytes, bytes | None]] = []
-        digest = self._digest
-        for row, value in self._touched.items():
-            encoded = value if value is None or isinstance(value, bytes) else encode_row(cast(Any, value))
-            before = self._stored.get(row)
-            if before == encoded:
-                continue
-            digest += (0 if encoded is None else row_digest(row, encoded)) - (
-                0 if before is None else row_digest(row, before)
-            )
-            rows.append((row, encoded))
-        state = encode_row(self.state)
-        if state != self._stored_state:
-            digest += row_digest(STATE_KEY, state)
-            digest -= 0 if self._stored_state is None else row_digest(STATE_KEY, self._stored_state)
-            rows.append((STATE_KEY, state))
-            self._stored_state = state
-        self._digest = digest % DIGEST_MODULUS
-        self._stored.clear()
-        self._touched.clear()
-        return Changes(rows, self._digest)
+        return self._rows.take()
