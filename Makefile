@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers tidy format bench sim lock clean
+.PHONY: help setup demo test lint types layers tidy format bench bench-large sim faults lock clean
 .NOTPARALLEL:
 
 help:
@@ -19,8 +19,9 @@ help:
 	@echo "make test     lint, types, layers, tidiness, then all tests with coverage"
 	@echo "make lint | types | layers | tidy     one of these alone"
 	@echo "make format   let ruff format the code"
-	@echo "make bench    run the benchmarks"
-	@echo "make sim      run the simulator; SEEDS=5000 for more than 1000 seeds"
+	@echo "make bench    run the benchmarks; QUICK=1 for a short comparison (docs/performance.md)"
+	@echo "make sim      run the simulator; SEEDS=5000 for more than 1000 seeds, SEED=42 for one alone"
+	@echo "make faults   play real faults on three brokers; FAULTS=\"worker-killed ...\" for some, WRITE=1 for the docs"
 	@echo "make lock     resolve the dependencies anew into requirements.lock"
 	@echo "make clean    remove what tests and tools left behind (not .venv)"
 
@@ -63,10 +64,17 @@ format: $(READY)
 
 SEEDS ?= 1000
 sim: $(READY)
-	@$(BIN)/python -m tests.sim --seeds $(SEEDS)
+	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+# WRITE=1 puts the table into docs/reliability.md.
+faults: $(READY)
+	@$(BIN)/python -m tests.faults $(if $(WRITE),--write) $(FAULTS)
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run
+
+bench-large: $(READY)
+	@ONLY=reads PEERS=none LARGE=10000000 $(BIN)/python -m benchmarks.run
 
 # No header and no addresses: the file is the same wherever it was resolved.
 lock: $(READY)

@@ -1,16 +1,43 @@
-"""Handlers of the benchmarks."""
+"""Penstock's handlers in the benchmarks; the peers have the same in their own words."""
 
-import time
+from __future__ import annotations
 
-from penstock import task
+import os
+
+from benchmarks import tally
+from penstock import Context, task
+from penstock.schemas.ids import partition_of
+
+FAILING = 10
+"""Every so manieth `flaky` job fails the first time that it runs."""
+
+
+class FailsOnce(Exception):
+    """What a `flaky` handler raises."""
 
 
 @task
 async def noop() -> None:
-    """Does nothing."""
+    tally.count()
 
 
 @task
-async def since(sent_ns: int) -> int:
-    """Nanoseconds from the producer's clock to the handler's: both are this machine's."""
-    return time.time_ns() - sent_ns
+async def payload(text: str) -> None:
+    tally.count()
+
+
+@task
+async def flaky(number: int, ctx: Context) -> None:
+    tally.count()
+    if number % FAILING == 0 and ctx.attempt == 1:
+        raise FailsOnce
+
+
+@task
+async def since(sent_ns: int) -> None:
+    tally.since(sent_ns)
+
+
+@task
+async def placed(ctx: Context) -> None:
+    tally.place(partition_of(ctx.job_id, int(os.environ["PENSTOCK_PARTITIONS"])))

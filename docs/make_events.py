@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from penstock.core.partition import RULES
+from penstock.core.rules import RULES
 from penstock.schemas import events
 
 PAGE = Path(__file__).with_name("events.md")
@@ -178,7 +178,7 @@ def page() -> str:
     known = shapes()
     headings = _headings()
     kinds = [kind.__name__ for kind in get_args(events.AnyEvent)]
-    in_force = RULES[max(RULES)]
+    in_force = RULES[max(RULES)].in_force
     lines = [INTRODUCTION, "## The envelope", "", known["Event"].text.replace("See the module.", "").strip()]
     lines += [_envelope(), "", *_table([*known["Event"].fields]), ""]
     lines += ["`job` must be given wherever the event is one of a job.", ""]

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -88,9 +88,21 @@ _REAPER = 'read -r _; kill -KILL "$1" 2>/dev/null; if [ -n "$2" ]; then sleep 0.
 class Broker:
     """One Kafka node under this process's control. Not thread-safe; `start` and `stop` block."""
 
-    def __init__(self, *, overrides: Mapping[str, str] | None = None, heap_mb: int = 512) -> None:
+    def __init__(
+        self,
+        *,
+        overrides: Mapping[str, str] | None = None,
+        heap_mb: int = 512,
+        host: str = HOST,
+        wrapper: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`wrapper` is a command that runs the broker's own (`ip netns exec NAME`), `environment` comes on top."""
         self._overrides = dict(overrides or {})
         self._heap_mb = heap_mb
+        self._host = host
+        self._wrapper = tuple(wrapper)
+        self.environment: dict[str, str] = dict(environment or {})
         self._folder: Path | None = None
         self._ports: tuple[int, int] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,7 +113,7 @@ class Broker:
         """Address for clients, `host:port`; the same after a restart. RuntimeError before the first start."""
         if self._ports is None:
             raise RuntimeError("the broker has not been started")
-        return f"{HOST}:{self._ports[0]}"
+        return f"{self._host}:{self._ports[0]}"
 
     @property
     def pid(self) -> int:
@@ -128,14 +140,11 @@ class Broker:
         """Start, or start again on the same data, and return when clients are served. Raises KafkaUnavailable."""
         if self.running:
             return
-        jars = ensure_jars()
         for attempt in range(1, START_ATTEMPTS + 1):
             fresh = self._folder is None
             try:
-                if fresh:
-                    self._format(jars)
-                self._launch(jars)
-                self._wait_until_served()
+                self.begin()
+                self.wait_until_served()
             except KafkaUnavailable:
                 self.kill()
                 if not fresh or attempt == START_ATTEMPTS:
@@ -146,6 +155,13 @@ class Broker:
                 raise
             else:
                 return
+
+    def begin(self) -> None:
+        """Start without waiting for it to serve: a node of a cluster cannot until most of them are there."""
+        jars = ensure_jars()
+        if self._folder is None:
+            self._format(jars)
+        self._launch(jars)
 
     def stop(self) -> None:
         """Ask the broker to end (SIGTERM), and kill it when it does not. The data stays for the next start."""
@@ -187,14 +203,14 @@ class Broker:
 
     def _format(self, jars: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="penstock-kafka-"))
-        self._ports = free_ports()
+        self._ports = self._choose_ports()
         (self._folder / "log4j2.properties").write_text(
             _LOGGING.format(folder=self._folder), encoding="utf-8"
         )
         properties = self._folder / "server.properties"
         lines = [f"{key}={value}" for key, value in self._settings().items()]
         properties.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = [*self._java(jars, heap_mb=128), "kafka.tools.StorageTool", "format", "--standalone"]
+        command = [*self._java(jars, heap_mb=128), "kafka.tools.StorageTool", "format", *self._quorum_flags]
         command += ["--cluster-id", "penstock-test-cluster0", "--config", str(properties)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
         if done.returncode:
@@ -202,17 +218,22 @@ class Broker:
                 f"Kafka could not format its storage:\n{(done.stdout + done.stderr)[-2000:]}"
             )
 
+    _quorum_flags: tuple[str, ...] = ("--standalone",)
+
+    def _choose_ports(self) -> tuple[int, int]:
+        return free_ports()
+
     def _settings(self) -> dict[str, str]:
         assert self._ports is not None
         port, controller_port = self._ports
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
-            "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+            "listeners": f"PLAINTEXT://{self._host}:{port},CONTROLLER://{self._host}:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self._host}:{port},CONTROLLER://{self._host}:{controller_port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-            "controller.quorum.bootstrap.servers": f"{HOST}:{controller_port}",
+            "controller.quorum.bootstrap.servers": f"{self._host}:{controller_port}",
             "log.dirs": f"{self._folder}/data",
             **BROKER_SETTINGS,
             **self._overrides,
@@ -230,6 +251,7 @@ class Broker:
     def _launch(self, jars: Path) -> None:
         assert self._folder is not None
         command = [
+            *self._wrapper,
             *self._java(jars, heap_mb=self._heap_mb),
             "kafka.Kafka",
             str(self._folder / "server.properties"),
@@ -237,7 +259,12 @@ class Broker:
         with (self._folder / "console.log").open("ab") as console:
             # Its own session: Ctrl-C goes to the tests, which then stop the broker in their own order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+                command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
             )
         self._reaper = subprocess.Popen(
             ["/bin/sh", "-c", _REAPER, "kafka-reaper", str(self._process.pid), str(self._folder)],
@@ -247,7 +274,8 @@ class Broker:
             start_new_session=True,
         )
 
-    def _wait_until_served(self) -> None:
+    def wait_until_served(self) -> None:
+        """Wait until clients are served after `begin`. Raises KafkaUnavailable."""
         assert self._ports is not None
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -27,6 +27,7 @@ VAGUE_NAMES = {"util", "utils", "helper", "helpers", "misc"}
 DRIVERS = {
     "aiokafka": ("log/kafka*.py", "log/kafka*/*.py"),
     "rocksdict": ("log/embedded*.py", "log/embedded*/*.py", "log/store.py"),
+    "obstore": ("log/blobs.py",),
 }
 
 

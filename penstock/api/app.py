@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, workers
+from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, rules, workers
 from penstock.api.deps import ApiDeps
 from penstock.api.docs_page import add_docs_page
 from penstock.api.http import POSITION_HEADER, Operation
@@ -38,6 +38,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *workers.OPERATIONS,
     *audit.OPERATIONS,
     *partitions.OPERATIONS,
+    *rules.OPERATIONS,
     *health.OPERATIONS,
 )
 """All operations; the busiest first, for routes are tried in order."""

@@ -22,7 +22,6 @@ from penstock.api.http import (
     Answer,
     Operation,
     answer,
-    check_json,
     check_media_type,
     chunks,
     read_body,
@@ -30,7 +29,8 @@ from penstock.api.http import (
 from penstock.api.intake import Intake, Prepared, settle, trace_of
 from penstock.api.models import BulkAnswer, BulkItem, decode_job
 from penstock.api.problems import field_errors
-from penstock.client.requests import JobRequest
+from penstock.client.idgen import new_ids
+from penstock.client.requests import JobRequest, check_json
 from penstock.schemas.errors import (
     AppendUnknown,
     InvalidField,
@@ -71,10 +71,11 @@ class _Call:
     async def take(self, bodies: Sequence[bytes]) -> None:
         """Prepare a slice and start its appends."""
         parts: dict[int, list[tuple[int, Prepared]]] = {}
-        for body in bodies:
+        spares = new_ids(len(bodies), self._deps.topics.partitions)
+        for body, spare in zip(bodies, spares, strict=True):
             index = len(self._items)
             self._items.append(None)
-            prepared = self._prepare(index, body)
+            prepared = self._prepare(index, body, spare)
             if prepared is not None:
                 parts.setdefault(prepared.partition, []).append((index, prepared))
         for partition, items in parts.items():
@@ -89,7 +90,7 @@ class _Call:
         """Note one more item that is not taken."""
         self._items.append(_rejected(len(self._items), error))
 
-    def _prepare(self, index: int, body: bytes) -> Prepared | None:
+    def _prepare(self, index: int, body: bytes, spare: tuple[str, int]) -> Prepared | None:
         deps = self._deps
         try:
             if index >= deps.options.bulk_max_items:
@@ -98,7 +99,7 @@ class _Call:
                 raise TooLarge(
                     f"the item has {len(body)} bytes, at most {deps.options.job_max_bytes} are allowed"
                 )
-            return self._intake.prepare(*decode_job(body), trace=self._trace)
+            return self._intake.prepare(*decode_job(body), spare=spare, trace=self._trace)
         except PenstockError as error:
             self._items[index] = _rejected(index, error)
             return None

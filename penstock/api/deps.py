@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from penstock.api.gateway import Gateway
     from penstock.api.metrics import ApiMetrics
     from penstock.api.registry import WorkerRegistry
+    from penstock.log.archive import Archive
 
 
 class JobsWriter(Protocol):
@@ -115,6 +116,8 @@ class ApiDeps:
     generation: int = 0
     version: str = field(default_factory=package_version)
     parked: Parked = field(default_factory=Parked)
+    archive: Archive | None = None
+    """Of the jobs log, for what the read model no longer has."""
 
     def stop(self) -> None:
         """Answer everything that only waits: to be called before the server is asked to stop."""

@@ -97,16 +97,22 @@ class Gateway:
     def worker(self, name: str, incarnation: str) -> RemoteWorker | None:
         """The worker, if it is known under this incarnation (empty: under any).
 
+        A newer one that has been silent for longer than its leases last stands in nobody's way: a clock that was set
+        back gives a later process an earlier incarnation.
+
         Raises:
             Conflict: a newer incarnation of it is known.
         """
         worker = self._workers.get(name)
         if worker is None:
             return None
-        worker.heard_ms = self.hub.now_ms()
+        now_ms = self.hub.now_ms()
         known = worker.session.incarnation
         if incarnation and incarnation < known:
+            if not worker.parked and now_ms - worker.heard_ms > worker.session.profile.lease_ms:
+                return None
             raise Conflict(f"a newer incarnation of the worker {name!r} is known", worker=name)
+        worker.heard_ms = now_ms
         return worker if not incarnation or incarnation == known else None
 
     async def open(self, profile: WorkerProfile) -> RemoteWorker:

@@ -15,10 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.problems import FieldError, invalid
-from penstock.client.requests import invalid_field
-from penstock.schemas.codec import check_utf8, depth_of
-from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, Undecodable, UnsupportedMediaType
-from penstock.schemas.limits import MAX_DEPTH
+from penstock.client.requests import check_json, invalid_field
+from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, UnsupportedMediaType
 from penstock.schemas.position import Position, parse_token
 
 JSON = "application/json"
@@ -146,21 +144,6 @@ async def read_json(request: Request, kind: type[T], most_bytes: int) -> T:
         raise MalformedJson(f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedJson("the body is nested too deep") from error
-
-
-def check_json(body: bytes) -> None:
-    """Strict UTF-8 and bounded depth, which decoders that keep raw parts do not check.
-
-    Raises:
-        MalformedJson: it is not.
-    """
-    if not body.isascii():
-        try:
-            check_utf8(body)
-        except Undecodable as error:
-            raise MalformedJson(f"the body is {error.message}") from error
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and depth_of(body) > MAX_DEPTH:
-        raise MalformedJson(f"the body is nested deeper than {MAX_DEPTH}")
 
 
 # Query parameters and positions

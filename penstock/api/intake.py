@@ -54,15 +54,30 @@ class Intake:
     def __init__(self, deps: ApiDeps) -> None:
         self._deps = deps
 
-    def prepare(self, request: JobRequest, hashed: str, *, actor: str = "api", trace: str = "") -> Prepared:
+    def prepare(
+        self,
+        request: JobRequest,
+        hashed: str,
+        *,
+        spare: tuple[str, int] | None = None,
+        actor: str = "api",
+        trace: str = "",
+    ) -> Prepared:
         """Fix a job's id and make its line.
+
+        Args:
+            spare: a new id and its partition, for a job that comes without one.
 
         Raises:
             TooLarge: payload or metadata is.
             InvalidField: a time is out of range.
         """
         deps = self._deps
-        job_id = request.id or self._new_id()
+        if request.id is None and spare is not None:
+            job_id, partition = spare
+        else:
+            job_id = request.id or self._new_id()
+            partition = partition_of(job_id, deps.topics.partitions)
         event = enqueued_event(
             request,
             job_id=job_id,
@@ -72,7 +87,6 @@ class Intake:
             trace=trace,
             max_payload_bytes=deps.options.max_payload_bytes,
         )
-        partition = partition_of(job_id, deps.topics.partitions)
         return Prepared(event, encode_line(event), partition, request.id is not None)
 
     def _new_id(self) -> str:

@@ -23,8 +23,10 @@ from penstock.api.http import (
 from penstock.api.intake import Intake, trace_of
 from penstock.api.models import History, HistoryQuery, JobList, ListQuery, ReadQuery, decode_job
 from penstock.client.requests import JobRequest
-from penstock.projections.port import HistoryItem, JobsQuery, JobView
-from penstock.schemas.errors import JobNotFound
+from penstock.projections.archived import archived_page
+from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
+from penstock.schemas.errors import JobForgotten, JobNotFound
+from penstock.schemas.ids import job_key, partition_of
 
 TENANT = "default"
 
@@ -60,6 +62,9 @@ async def get_job(request: Request) -> Response:
     job_id = str(request.path_params["id"])
     view = await deps.read_model.job(TENANT, job_id)
     if view is None:
+        # A second look only where there is nothing to show anyway.
+        if await deps.read_model.history(TENANT, job_id, 1) is not None:
+            raise JobForgotten(f"The job {job_id[:200]!r} was forgotten; its history is still there.")
         raise _unknown(job_id)
     return answer(view)
 
@@ -71,15 +76,33 @@ async def get_history(request: Request) -> Response:
     job_id = str(request.path_params["id"])
     page = await deps.read_model.history(TENANT, job_id, asked.limit, asked.cursor)
     if page is None:
+        page = await _archived_history(deps, job_id, asked)
+    if page is None:
         raise _unknown(job_id)
-    return answer(History([_flat(item) for item in page.items], page.refused, page.next_cursor))
+    return answer(History([flat_item(item) for item in page.items], page.refused, page.next_cursor))
+
+
+async def _archived_history(deps: ApiDeps, job_id: str, asked: HistoryQuery) -> HistoryPage | None:
+    """Of a job that the read model has let go: only a whole life is told, for the read model has what is younger."""
+    if deps.archive is None:
+        return None
+    from penstock.log.archive_history import archived_history
+
+    partitions = deps.topics.partitions
+    partition = partition_of(job_id, partitions)
+    found = await archived_history(deps.archive, partition, partitions, job_key(TENANT, job_id))
+    if found is None or not found.gone:
+        return None
+    page = archived_page(found.lines, partition, asked.limit, asked.cursor)
+    # Lines about a job that never was are no history.
+    return page if page.items or asked.cursor else None
 
 
 def _unknown(job_id: str) -> JobNotFound:
     return JobNotFound(f"There is no job {job_id[:200]!r}.")
 
 
-def _flat(item: HistoryItem) -> msgspec.Raw:
+def flat_item(item: HistoryItem) -> msgspec.Raw:
     """An item with the event's own fields in it; bodies pass through as they were written."""
     fields: dict[str, Any] = {
         "type": item.type,

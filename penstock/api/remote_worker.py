@@ -58,6 +58,8 @@ class RemoteWorker:
         self._unnamed: dict[str, tuple[HeldLease, float]] = {}
         """Handed out, not named by the client since: with the time they were last handed out."""
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._returning: dict[str, HeldLease] = {}
+        """Given back here, and not yet written: held, but by nobody who would want another when it is gone."""
         self._types: frozenset[str] = frozenset()
         self._drain: bool | None = None
         self._closed = False
@@ -95,8 +97,7 @@ class RemoteWorker:
 
     def cancel(self, lease: HeldLease) -> None:
         if lease.id in self._late:
-            del self._late[lease.id]
-            self.session.finish(lease, returned(lease.delivery, "cancelled"))
+            self._give_back(lease, "cancelled")
 
     def lose(self, lease: HeldLease) -> None:
         self._late.pop(lease.id, None)
@@ -191,10 +192,12 @@ class RemoteWorker:
         self._assign()
 
     def _resize(self) -> None:
-        held = len(self.session.held)
+        held = self.session.held
+        self._returning = {name: lease for name, lease in self._returning.items() if held.get(name) is lease}
+        kept = len(held) - len(self._returning)
         wanted = sum(fetch.most for fetch in self._parked)
-        capacity = held + wanted
-        self.session.resize(capacity, held - len(self._late), concurrency=max(1, capacity))
+        capacity = kept + wanted
+        self.session.resize(capacity, kept - len(self._late), concurrency=max(1, capacity))
 
     # Naming
 
@@ -288,9 +291,12 @@ class RemoteWorker:
         for lease, _ in list(self._late.values()):
             self._give_back(lease)
 
-    def _give_back(self, lease: HeldLease) -> None:
+    def _give_back(self, lease: HeldLease, reason: str = "surplus") -> None:
         self._late.pop(lease.id, None)
-        self.session.finish(lease, returned(lease.delivery, "surplus"))
+        self._returning[lease.id] = lease
+        self.session.finish(lease, returned(lease.delivery, reason))
+        # Types that no fetch waits for any more would bring the same job again.
+        self.wants(())
         self._resize()
 
 

@@ -6,16 +6,15 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import msgspec
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
 from penstock.cli.opening import on_log_or_server
 from penstock.cli.server_log import ExportCut, export_call
+from penstock.cli.times import time_ms_of
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log
 from penstock.schemas.errors import DigestMismatch, InvalidField
@@ -25,7 +24,6 @@ from penstock.state.audit import export, verify_export
 app = typer.Typer(help="Audit the log.", no_args_is_help=True)
 
 STDIN = "-"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @app.command("export")
@@ -48,7 +46,7 @@ def export_log(
     cli = cli_of(ctx, None, server=server, log=log, data=data)
     if job and partition is not None:
         raise InvalidField("--job and --partition: give one of them", field="partition")
-    times = (_time_ms("since", since), _time_ms("until", until))
+    times = (time_ms_of("since", since), time_ms_of("until", until))
 
     async def on_log(opened: Log, namespace: Namespace) -> None:
         ranges = await _ranges(opened, namespace, job, partition, times)
@@ -115,18 +113,6 @@ def _writing(file: Path | None) -> Generator[IO[bytes], None, None]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _time_ms(name: str, text: str) -> int | None:
-    if not text:
-        return None
-    try:
-        moment = msgspec.convert(text, datetime)
-    except msgspec.ValidationError as error:
-        raise InvalidField(f"--{name}: {text!r} is not an RFC 3339 time", field=name) from error
-    if moment.tzinfo is None:
-        raise InvalidField(f"--{name}: {text!r} has no time zone (Z for UTC)", field=name)
-    return round((moment - _EPOCH).total_seconds() * 1_000)
 
 
 @app.command("verify")

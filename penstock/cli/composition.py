@@ -6,10 +6,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from penstock.api.app import create_app
 from penstock.api.deps import ApiDeps, ApiOptions
@@ -17,17 +17,22 @@ from penstock.api.gateway import Gateway
 from penstock.api.metrics import ApiMetrics
 from penstock.api.registry import WorkerRegistry
 from penstock.api.service import ApiService
-from penstock.cli.folders import ORCHESTRATOR, PROJECTION
+from penstock.cli import archiving
+from penstock.cli.folders import NODE, ORCHESTRATOR, PROJECTION
 from penstock.cli.health import Numbers, Problems, ProgressCheck, health_app
 from penstock.cli.opening import log_of
 from penstock.cli.roles import Part, Service
 from penstock.cli.settings import Settings
 from penstock.client.idgen import new_id
+from penstock.core.job import State
+from penstock.log.archive_log import ArchivedLog
 from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.log.port import Log
+from penstock.orchestrator.retention import Retention
 from penstock.orchestrator.service import Orchestrator
 from penstock.projections.port import ReadModel
+from penstock.projections.read_model import ReadModelService, SharedReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
 
@@ -76,17 +81,40 @@ def process_name(settings: Settings) -> str:
 
 
 async def start_orchestrator(
-    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, *, alone: bool = False
+    stack: AsyncExitStack,
+    settings: Settings,
+    opened: OpenedLog,
+    *,
+    alone: bool = False,
+    readers: SharedReadModel | None = None,
 ) -> Orchestrator:
-    """``alone``: no other orchestrator can be there, so none is waited for."""
+    """Start one.
+
+    Args:
+        alone: no other orchestrator can be there, so none is waited for.
+        readers: the read model that shares its stores.
+    """
     orchestrator = Orchestrator(
         opened.log,
         opened.namespace,
-        ORCHESTRATOR.path(settings.data),
+        (NODE if readers else ORCHESTRATOR).path(settings.data),
         name=process_name(settings),
         settle_ms=0 if alone else SETTLE_MS,
+        retention=Retention(cast("Mapping[State, int]", settings.retention_ms)),
+        readers=readers,
+        snapshots=archiving.snapshots_of(settings),
     )
     return await stack.enter_async_context(orchestrator)
+
+
+async def start_node(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, *, alone: bool = False
+) -> tuple[Orchestrator, SharedReadModel]:
+    """An orchestrator and the read model of all partitions, over one fold."""
+    reads = await stack.enter_async_context(
+        SharedReadModel(opened.log, opened.namespace.topics, history_age_ms=settings.retention_history)
+    )
+    return await start_orchestrator(stack, settings, opened, alone=alone, readers=reads), reads
 
 
 async def start_projection(stack: AsyncExitStack, settings: Settings, opened: OpenedLog) -> ProjectionService:
@@ -94,13 +122,18 @@ async def start_projection(stack: AsyncExitStack, settings: Settings, opened: Op
     namespace = opened.namespace
     return await stack.enter_async_context(
         ProjectionService(
-            opened.log, namespace.topics, PROJECTION.path(settings.data), generation=namespace.generation
+            opened.log,
+            namespace.topics,
+            PROJECTION.path(settings.data),
+            generation=namespace.generation,
+            history_age_ms=settings.retention_history,
+            snapshots=archiving.snapshots_of(settings),
         )
     )
 
 
 async def start_read_server(
-    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, projection: ProjectionService
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, projection: ReadModelService
 ) -> ReadServer:
     """Answers other processes' reads. It listens where ``projection_address`` says, and tells others that address."""
     host, _, port = settings.projection_address.rpartition(":")
@@ -139,6 +172,7 @@ async def start_api(
             max_payload_bytes=settings.max_payload_bytes, cors_origins=tuple(settings.cors_origins)
         ),
         generation=namespace.generation,
+        archive=log.archive if isinstance(log, ArchivedLog) else None,
     )
     service = ApiService(create_app(deps), host=settings.host, port=settings.port)
     await stack.enter_async_context(service)
@@ -146,6 +180,19 @@ async def start_api(
     stack.callback(deps.stop)
     assert registry.failure is not None
     return service, [Part(registry.failure), Part(gateway.failure), service]
+
+
+async def start_archiving(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog
+) -> tuple[list[Service], Numbers]:
+    """What keeps the archive and trims the log, as far as the settings say so; and its numbers."""
+    return await archiving.start_archiving(stack, settings, opened.log, opened.namespace)
+
+
+def with_numbers(health: tuple[Problems, Numbers], more: Numbers) -> tuple[Problems, Numbers]:
+    """A role's health, with the numbers of something that runs beside it."""
+    problems, numbers = health
+    return problems, lambda: {**numbers(), **more()}
 
 
 async def start_health(
@@ -172,12 +219,19 @@ def orchestrator_health(orchestrator: Orchestrator) -> tuple[Problems, Numbers]:
             found[f'penstock_backlog_jobs{{type="{name}"}}'] = jobs
         for name, jobs in machine.unhandled().items():
             found[f'penstock_unhandled_jobs{{type="{name}"}}'] = jobs
-        return found
+        return {**found, **orchestrator.snapshot_numbers()}
 
     return problems, numbers
 
 
-def projection_health(projection: ProjectionService) -> tuple[Problems, Numbers]:
+def node_health(orchestrator: Orchestrator, reads: ReadModelService) -> tuple[Problems, Numbers]:
+    """Ready while both are."""
+    deciding, decided = orchestrator_health(orchestrator)
+    answering, answered = projection_health(reads)
+    return lambda: [*deciding(), *answering()], lambda: {**decided(), **answered()}
+
+
+def projection_health(projection: ReadModelService) -> tuple[Problems, Numbers]:
     """Ready while every partition that is behind moves."""
 
     def numbers() -> dict[str, float]:
@@ -189,6 +243,8 @@ def projection_health(projection: ProjectionService) -> tuple[Problems, Numbers]
             found[f'penstock_projection_next_offset{{partition="{partition}"}}'] = offset
         for partition, lag in projection.lags.items():
             found[f'penstock_projection_lag_records{{partition="{partition}"}}'] = lag
+        if isinstance(projection, ProjectionService):
+            found.update(projection.snapshot_numbers())
         return found
 
     return ProgressCheck(lambda: projection.lags, lambda: projection.offsets), numbers

@@ -11,6 +11,7 @@ from penstock.log.namespace import Namespace
 from penstock.log.port import Log
 from penstock.orchestrator import rows as orchestrator_rows
 from penstock.orchestrator.service import LAYOUT as ORCHESTRATOR_LAYOUT
+from penstock.orchestrator.service import shared_layout
 from penstock.projections import rows as projection_rows
 from penstock.state.partition_store import PartitionStore, StoreIdentity
 
@@ -32,6 +33,19 @@ class FolderKind(NamedTuple):
         """Where the partition's store is."""
         return self.path(data) / f"{self.prefix}{partition}"
 
+    def open(self, folder: Path, identity: StoreIdentity) -> PartitionStore:
+        """A partition's store below the role's folder, ready to be folded with all the rows that belong in it.
+
+        Raises:
+            StoreLocked: a process has it open.
+            HistoryChanged: it is the fold of another log.
+        """
+        path = folder / f"{self.prefix}{identity.partition}"
+        store = PartitionStore.open(path, identity=identity, extra=self.families, layout=self.layout)
+        if orchestrator_rows.BACKLOG in self.families:
+            orchestrator_rows.Index.of(store)
+        return store
+
     def exists(self, data: Path, partition: int) -> bool:
         """Whether there is a fold of this version."""
         return (self.store(data, partition) / f"fold-{FOLD_VERSION}-{self.layout}").is_dir()
@@ -39,6 +53,8 @@ class FolderKind(NamedTuple):
 
 ORCHESTRATOR = FolderKind("orchestrator", tuple(orchestrator_rows.FAMILIES), ORCHESTRATOR_LAYOUT)
 PROJECTION = FolderKind("projection", tuple(projection_rows.FAMILIES), projection_rows.LAYOUT, "partition-")
+NODE = FolderKind("node", (*ORCHESTRATOR.families, *PROJECTION.families), shared_layout(PROJECTION.layout))
+KINDS = (NODE, PROJECTION, ORCHESTRATOR)
 
 
 class StoredFold(NamedTuple):
@@ -60,8 +76,7 @@ class StoredFold(NamedTuple):
         identity = StoreIdentity(
             log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation
         )
-        path = kind.store(data, partition)
-        with PartitionStore.open(path, identity=identity, extra=kind.families, layout=kind.layout) as store:
+        with kind.open(kind.path(data), identity) as store:
             digests = [
                 Expected(offset, kind.name, recorded.state.hex(), recorded.log.hex())
                 for offset, recorded in store.all_recorded_digests()

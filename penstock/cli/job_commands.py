@@ -221,11 +221,12 @@ def history(ctx: typer.Context, job: JobIdArgument, output: Output = None, serve
         cli.printer.value(items)
         return
     cli.printer.table(
-        ("position", "at", "event", "actor", "outcome", "details"), (_history_row(item) for item in items)
+        ("position", "at", "event", "actor", "outcome", "details"), (history_row(item) for item in items)
     )
 
 
-def _history_row(item: Json) -> list[Any]:
+def history_row(item: Json) -> list[Any]:
+    """Cells of one line of a job's history, under position, at, event, actor, outcome and details."""
     refusal = item.get("refusal") or item.get("reason") or ""
     outcome = (
         f"{item.get('outcome', '')}{f': {refusal}' if refusal and item.get('outcome') != 'applied' else ''}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import typer
 
+from penstock.cli import copy_commands, trim_command
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
 from penstock.cli.opening import on_log_or_server
 from penstock.cli.server_log import exported_lines, partition_ends, partition_start
@@ -38,6 +39,8 @@ class LogLine(NamedTuple):
 
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
+    log_app.command()(trim_command.trim)
+    copy_commands.register(log_app)
     app.add_typer(log_app, name="log")
 
 

@@ -1,7 +1,8 @@
 """The ``penstock`` command: its options, its groups of commands, and how every error ends.
 
 Exit codes: 0 done, 1 failed, 2 wrong input or settings, 3 the data folder is in use, 4 no such thing, 5 the state
-does not allow it, 6 log or server unreachable, 7 digests disagree, 130 interrupted.
+does not allow it, 6 log or server unreachable, 7 digests disagree, 8 the log follows rules that this version does
+not have, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from penstock.cli import (
+    archive_commands,
     audit_commands,
     job_commands,
+    leaving,
     log_commands,
     quarantine_commands,
     role_commands,
+    rules_commands,
+    snapshot_commands,
     verify_command,
 )
 from penstock.cli.context import Globals, Output, Server
-from penstock.schemas.errors import PenstockError, ServerUnreachable, StoreLocked
+from penstock.schemas.errors import PenstockError, ServerUnreachable, StoreLocked, UnknownRules
 
 app = typer.Typer(
     name="penstock",
@@ -35,8 +40,11 @@ app = typer.Typer(
 )
 for module in (role_commands, job_commands, log_commands, verify_command):
     module.register(app)
+app.add_typer(archive_commands.app, name="archive")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(quarantine_commands.app, name="quarantine")
+app.add_typer(rules_commands.app, name="rules")
+app.add_typer(snapshot_commands.app, name="snapshot")
 
 INTERRUPTED = 130
 
@@ -75,6 +83,8 @@ def advice(error: PenstockError) -> str:
         return (
             "Is the server running? `penstock dev` starts one; --server or PENSTOCK_SERVER says where it is."
         )
+    if isinstance(error, UnknownRules):
+        return "Nothing is lost, and nothing is wrong with the data: an upgraded Penstock goes on where this one stopped."
     if isinstance(error, StoreLocked):
         return "Another process has it open: stop that one, or ask it with --server."
     return ""
@@ -99,6 +109,15 @@ def _give_up(error: PenstockError) -> NoReturn:
 
 def main() -> None:
     """Run the command line. Errors become a message and an exit code, never a traceback."""
+    try:
+        _run()
+    except SystemExit as error:
+        leaving.end(error.code)
+        raise
+    leaving.end(0)
+
+
+def _run() -> None:
     try:
         app()
     except PenstockError as error:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -17,11 +17,36 @@ from penstock.log.opening import open_log
 from penstock.log.port import Log
 from penstock.schemas.errors import NotFound, SettingsInvalid, StoreLocked
 
+if TYPE_CHECKING:
+    from penstock.log.archive import Archive
+
 _T = TypeVar("_T")
 
 
 def log_of(settings: Settings, on_fatal: Callable[[BaseException], None] | None = None) -> Log:
-    """The log in the settings, not yet entered. ``on_fatal`` hears of an embedded log that cannot go on."""
+    """The log in the settings, with its archive where one is set, not yet entered.
+
+    ``on_fatal`` hears of an embedded log that cannot go on.
+    """
+    log = _live_log(settings, on_fatal)
+    if not settings.archive:
+        return log
+    from penstock.log.archive_log import ArchivedLog
+
+    return ArchivedLog(log, archive_of(settings))
+
+
+def archive_of(settings: Settings) -> Archive:
+    """The archive in the settings. Raises SettingsInvalid where none is set."""
+    from penstock.log.archive import Archive
+    from penstock.log.blobs import open_blobs
+
+    if not settings.archive:
+        raise SettingsInvalid("there is no archive: PENSTOCK_ARCHIVE is a folder or s3://bucket/prefix")
+    return Archive(open_blobs(settings.archive), settings.topics.jobs)
+
+
+def _live_log(settings: Settings, on_fatal: Callable[[BaseException], None] | None) -> Log:
     if settings.is_embedded:
         return open_log(settings.log_url, fsync="group" if settings.fsync else "none", on_fatal=on_fatal)
     return open_log(settings.log_url, replication=settings.replication, client=kafka_client(settings))

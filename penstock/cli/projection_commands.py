@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, cli_of
 from penstock.cli.opening import existing_log
-from penstock.schemas.errors import Conflict
-from penstock.state.partition_store import StoreIdentity
+from penstock.schemas.errors import Conflict, InvalidField
 
 if TYPE_CHECKING:
-    from penstock.projections.rebuild import Rebuilt
+    from penstock.cli.folders import FolderKind
 
 
 def rebuild(
@@ -27,50 +25,73 @@ def rebuild(
             metavar="DIR", help="An empty folder; else the one that the projection uses is replaced."
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is served even if its digests are not the log's.")
+    ] = False,
     output: Output = None,
     log: LogUrl = None,
     data: DataFolder = None,
 ) -> None:
-    """Fold the whole log into a folder anew, and print the digests. An embedded log must not be in use."""
-    from penstock.cli.folders import PROJECTION
+    """Fold the whole log anew, compare with what is served, and replace it. An embedded log must not be in use.
+
+    A projection that runs goes on with what it has and takes the rebuilt one when it starts again.
+    """
+    from penstock.cli.folders import NODE, PROJECTION
 
     cli = cli_of(ctx, output, log=log, data=data)
-    folder = into or PROJECTION.path(cli.settings.data)
+    kind = NODE if into is None and NODE.path(cli.settings.data).is_dir() else PROJECTION
+    folder = into or kind.path(cli.settings.data)
     if into is not None and into.exists() and any(into.iterdir()):
         raise Conflict(f"{into} is not empty")
-    found = asyncio.run(_rebuild(cli, folder, replace=into is None))
+    if into is not None and force:
+        raise InvalidField("--into and --force: nothing is replaced there", field="force")
+    rows = asyncio.run(_fold_into(cli, kind, folder) if into else _replace(cli, kind, folder, force=force))
     if cli.printer.json:
-        cli.printer.value(
-            {"folder": str(folder), "partitions": [msgspec.structs.asdict(part) for part in found]}
-        )
+        cli.printer.value({"folder": str(folder), "partitions": rows})
         return
-    columns = ("partition", "next_offset", "accepted", "refused", "quarantined", "digest")
-    cli.printer.table(columns, ([getattr(part, name) for name in columns] for part in found))
-    cli.printer.text(f"rebuilt into {folder}")
+    columns = ["partition", "next_offset", "accepted", "refused", "quarantined", "digest"]
+    columns += ["compared", "swapped"] if into is None else []
+    cli.printer.table(columns, ([row[name] for name in columns] for row in rows))
+    waiting = any(row.get("swapped") == "at_next_start" for row in rows)
+    later = ", which its process takes when it starts again" if waiting else ""
+    cli.printer.text(f"rebuilt into {folder}{later}")
 
 
-async def _rebuild(cli: Cli, folder: Path, *, replace: bool) -> list[Rebuilt]:
-    from penstock.cli.folders import PROJECTION
+async def _fold_into(cli: Cli, kind: FolderKind, folder: Path) -> list[dict[str, Any]]:
     from penstock.projections.rebuild import rebuild_partition
-    from penstock.projections.service import projection_store
 
-    target = folder.with_name(f"{folder.name}.rebuilding") if replace else folder
     async with existing_log(cli.settings) as (log, namespace):
-        topics = namespace.topics
-        if replace:
-            for partition in range(topics.partitions):
-                # A projection that runs on the folder holds its lock: it must not lose it under its feet.
-                identity = StoreIdentity(
-                    log.cluster_id, topics.jobs, partition, topics.partitions, namespace.generation
+        return [
+            msgspec.structs.asdict(
+                await rebuild_partition(
+                    log,
+                    namespace.topics,
+                    partition,
+                    folder,
+                    generation=namespace.generation,
+                    open_store=kind.open,
                 )
-                if PROJECTION.exists(cli.settings.data, partition):
-                    projection_store(folder, identity).close()
-            shutil.rmtree(target, ignore_errors=True)
-        found = [
-            await rebuild_partition(log, topics, partition, target, generation=namespace.generation)
-            for partition in range(topics.partitions)
+            )
+            for partition in range(namespace.topics.partitions)
         ]
-    if replace:
-        shutil.rmtree(folder, ignore_errors=True)
-        target.rename(folder)
-    return found
+
+
+async def _replace(cli: Cli, kind: FolderKind, folder: Path, *, force: bool) -> list[dict[str, Any]]:
+    from penstock.projections.beside import Rebuild
+    from penstock.state.snapshots_restoring import StateKind
+
+    async with existing_log(cli.settings) as (log, namespace):
+        replaced = await Rebuild(
+            log,
+            namespace.topics,
+            folder,
+            StateKind(kind.name, kind.families, kind.layout),
+            lambda below, partition: below / f"{kind.prefix}{partition}",
+            kind.open,
+            generation=namespace.generation,
+            force=force,
+        ).run()
+    return [
+        {**msgspec.structs.asdict(one.rebuilt), "compared": one.compared, "swapped": one.swapped}
+        for one in replaced
+    ]

@@ -29,6 +29,15 @@ HealthPort = Annotated[
     int | None,
     typer.Option("--health-port", help="Serve /healthz, /readyz and /metrics here.", show_default=False),
 ]
+ProjectionAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--projection-address",
+        metavar="HOST:PORT",
+        help="Where it answers, as others reach it.",
+        show_default=False,
+    ),
+]
 Name = Annotated[
     str | None, typer.Option("--name", help="Name of this process among its like.", show_default=False)
 ]
@@ -49,6 +58,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
     app.command()(dev)
     app.command()(api)
+    app.command()(node)
     app.command()(orchestrator)
     app.add_typer(projection_app, name="projection")
     app.command()(worker)
@@ -120,6 +130,27 @@ def orchestrator(
     run_orchestrator(_cluster_role(cli, "orchestrator"))
 
 
+def node(
+    ctx: typer.Context,
+    log: LogUrl = None,
+    data: DataFolder = None,
+    name: Name = None,
+    host: Host = None,
+    health_port: HealthPort = None,
+    address: ProjectionAddress = None,
+) -> None:
+    """Run an orchestrator and a projection in one process: the log is folded once for both."""
+    from penstock.cli.role_running import run_node
+
+    flags: dict[str, Any] = {
+        "name": name,
+        "host": host,
+        "health_port": health_port,
+        "projection_address": address,
+    }
+    run_node(_cluster_role(cli_of(ctx, log=log, data=data, **flags), "node"))
+
+
 @projection_app.callback()
 def projection(
     ctx: typer.Context,
@@ -128,15 +159,7 @@ def projection(
     name: Name = None,
     host: Host = None,
     health_port: HealthPort = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--projection-address",
-            metavar="HOST:PORT",
-            help="Where it answers, as others reach it.",
-            show_default=False,
-        ),
-    ] = None,
+    address: ProjectionAddress = None,
 ) -> None:
     """Run a projection: it folds the log into the read model and answers the API's questions."""
     if ctx.invoked_subcommand is not None:

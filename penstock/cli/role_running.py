@@ -33,14 +33,14 @@ def run_dev(settings: Settings) -> None:
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:
         nonlocal address
         opened = await composition.start_log(stack, settings)
-        orchestrator = await composition.start_orchestrator(stack, settings, opened, alone=True)
-        projection = await composition.start_projection(stack, settings, opened)
-        service, parts = await composition.start_api(stack, settings, opened, projection)
+        orchestrator, reads = await composition.start_node(stack, settings, opened, alone=True)
+        keepers, _ = await composition.start_archiving(stack, settings, opened)
+        service, parts = await composition.start_api(stack, settings, opened, reads)
         address = service.address
         worker = (
             [await start_log_worker(stack, settings, opened, tasks, name=DEV_WORKER)] if len(tasks) else []
         )
-        return [opened.watch, orchestrator, projection, *parts, *worker]
+        return [opened.watch, orchestrator, reads, *keepers, *parts, *worker]
 
     def on_ready() -> None:
         _say(
@@ -88,6 +88,23 @@ def run_orchestrator(settings: Settings) -> None:
     run(compose)
 
 
+def run_node(settings: Settings) -> None:
+    """An orchestrator and a projection over one fold, and the server that answers."""
+
+    async def compose(stack: AsyncExitStack) -> Sequence[Service]:
+        opened = await composition.start_log(stack, settings)
+        role, reads = await composition.start_node(stack, settings, opened)
+        server = await composition.start_read_server(stack, settings, opened, reads)
+        keepers, kept = await composition.start_archiving(stack, settings, opened)
+        health = await composition.start_health(
+            stack, settings, "node", *composition.with_numbers(composition.node_health(role, reads), kept)
+        )
+        _say(f"node {role.name} is running, and answers on {server.address}")
+        return [opened.watch, role, reads, server, *keepers, *health]
+
+    run(compose)
+
+
 def run_projection(settings: Settings) -> None:
     """A projection and the server that answers for it."""
 
@@ -95,11 +112,15 @@ def run_projection(settings: Settings) -> None:
         opened = await composition.start_log(stack, settings)
         reads = await composition.start_projection(stack, settings, opened)
         server = await composition.start_read_server(stack, settings, opened, reads)
+        keepers, kept = await composition.start_archiving(stack, settings, opened)
         health = await composition.start_health(
-            stack, settings, "projection", *composition.projection_health(reads)
+            stack,
+            settings,
+            "projection",
+            *composition.with_numbers(composition.projection_health(reads), kept),
         )
         _say(f"projection answers on {server.address}")
-        return [opened.watch, reads, server, *health]
+        return [opened.watch, reads, server, *keepers, *health]
 
     run(compose)
 

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from penstock.cli import leaving
 from penstock.schemas.errors import PenstockError
 
 log = logging.getLogger("penstock.roles")
@@ -65,9 +66,18 @@ def run(compose: Compose, *, on_ready: Callable[[], None] | None = None, grace_m
         PenstockError: why a role failed.
         StopTimedOut: stopping took 20 s longer than that.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        deadline_s = STOP_DEADLINE_S + grace_ms / 1_000
+    deadline_s = STOP_DEADLINE_S + grace_ms / 1_000
+    # Not entered as a context: leaving that waits for all that runs, however long.
+    runner = asyncio.Runner(loop_factory=_loop_factory())
+    try:
         runner.run(run_roles(compose, on_ready=on_ready, stop_deadline_s=deadline_s))
+    finally:
+        if runner.run(leaving.clear()):
+            runner.close()
+            if not leaving.threads_end():
+                leaving.leave_behind()
+        else:
+            leaving.leave_behind()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -57,6 +57,12 @@ def decode_exported(text: bytes) -> ExportedLine:
     return Position(line.partition, line.offset, line.line), line.time, data
 
 
+def exported_header(text: bytes) -> bytes | None:
+    """Where the lines of a copied record stood before, as its first line in an export tells."""
+    copied = _line(text).copied if b'"copied":"' in text else None
+    return None if copied is None else b64decode(copied)
+
+
 def partition_start(client: Client, partition: int) -> int:
     """Offset of the first record that the log still has."""
     with closing(client.stream_lines(export_call(partition=partition, to=0))) as lines:

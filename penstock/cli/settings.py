@@ -7,6 +7,7 @@ key that does not exist stop the program with a message that names the key and w
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from penstock.client.http import DEFAULT_SERVER
+from penstock.core.job import MAX_VERB_AGE_MS, TERMINAL
 from penstock.schemas.errors import SettingsInvalid
 from penstock.schemas.events import NAME_PATTERN
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES
@@ -32,6 +34,34 @@ CLUSTER_PARTITIONS, CLUSTER_WORK_PARTITIONS = 16, 64
 LOCAL_PARTITIONS, LOCAL_WORK_PARTITIONS = 4, 4
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+NEVER = "never"
+_DURATION = re.compile(r"(\d{1,9})(ms|s|m|h|d|w)", re.ASCII)
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+MIN_RETENTION_MS = 2 * MAX_VERB_AGE_MS
+
+
+def duration_ms(value: Any) -> int | None:
+    """Milliseconds of a duration like ``90s``, ``36h`` or ``7d``; None for ``never``. Raises ValueError."""
+    if value is None or value == NEVER:
+        return None
+    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be a duration like 90s, 20m, 36h or 7d, or never")
+    return int(found[1]) * _UNIT_MS[found[2]]
+
+
+def _retention_ms(value: Any) -> int | None:
+    age_ms = duration_ms(value)
+    if age_ms is not None and age_ms < MIN_RETENTION_MS:
+        raise ValueError(
+            f"must be {MIN_RETENTION_MS // 60_000}m or more: late copies of a job's lines may come until then"
+        )
+    return age_ms
+
+
+Duration = Annotated[int | None, BeforeValidator(duration_ms)]
+Retention = Annotated[int | None, BeforeValidator(_retention_ms)]
 
 
 def _split(value: Any) -> Any:
@@ -78,6 +108,30 @@ class Settings(BaseSettings):
     concurrency: int = Field(10, ge=1, le=10_000)
     grace_ms: int = Field(10_000, ge=0, le=3_600_000)
     """How long running handlers may go on when their worker is told to stop; then they are stopped."""
+
+    retention_succeeded: Retention = None
+    """How long after its end a job is forgotten, in ms, by the state in which it ended; None is never."""
+    retention_cancelled: Retention = None
+    retention_expired: Retention = None
+    retention_dead: Retention = None
+    retention_partial: Retention = None
+    retention_history: Duration = None
+    """How long the read model keeps a forgotten job's history, in ms."""
+
+    archive: str = ""
+    """Where the jobs log is archived: a folder or the address of a bucket; empty is nowhere."""
+    archive_after: Annotated[int, BeforeValidator(duration_ms)] = 6 * 3_600_000
+    """A record is archived once it is this old, in ms, at the latest."""
+    archive_segment_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024, le=1024 * 1024 * 1024)
+    trim_after: Duration = None
+    """How old an archived record must be to be trimmed from the log by itself, in ms; None is never."""
+
+    snapshots: str = ""
+    """Where roles keep snapshots of their state: a folder or the address of a bucket; empty is nowhere."""
+    snapshot_every_s: int = Field(300, ge=1, le=86_400)
+    """How often one of each partition is taken, if there is anything new."""
+    snapshot_keep: int = Field(3, ge=1, le=1_000)
+    """How many of each partition are kept."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -147,6 +201,18 @@ class Settings(BaseSettings):
             raise ValueError("kafka_security_protocol SASL needs kafka_sasl_username and kafka_sasl_password")
         return self
 
+    @model_validator(mode="after")
+    def _trim_has_an_archive(self) -> "Settings":
+        if self.trim_after is not None and not self.archive:
+            raise ValueError("trim_after needs an archive: what is trimmed would be lost (PENSTOCK_ARCHIVE)")
+        return self
+
+    @property
+    def retention_ms(self) -> dict[str, int]:
+        """Ages at which ended jobs are forgotten, by state; those that are kept for ever are left out."""
+        ages = {state: getattr(self, f"retention_{state}") for state in TERMINAL}
+        return {state: age_ms for state, age_ms in sorted(ages.items()) if age_ms is not None}
+
     @property
     def log_url(self) -> str:
         """The log, with the default filled in."""
@@ -171,16 +237,6 @@ class Settings(BaseSettings):
             work_partitions=self.work_partitions
             or (LOCAL_WORK_PARTITIONS if local else CLUSTER_WORK_PARTITIONS),
         )
-
-    def with_flags(self, **flags: Any) -> "Settings":
-        """These settings with a command's own flags on top; None and empty lists are not given.
-
-        Raises:
-            SettingsInvalid: a value is not allowed.
-        """
-        given = {name: value for name, value in flags.items() if value not in (None, [], ())}
-        unchanged = {name: getattr(self, name) for name in self.model_fields_set}
-        return _build({**unchanged, **given}, given, None)
 
 
 def _is_address(text: str, *, any_port: bool = False) -> bool:

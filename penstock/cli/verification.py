@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from penstock.core.partition import PartitionFold
 from penstock.log.port import Record
+from penstock.schemas.copies import copy_header
 from penstock.state.chain import FIRST_LINK, next_link
 
 RARELY_RECORDS = 2_048
@@ -87,7 +88,8 @@ class PartitionVerifier:
         while self._expected and self._expected[0].offset <= record.offset:
             self._compare(heapq.heappop(self._expected))
         proof = self.proof
-        place = (record.offset, record.time_ms, record.append_time, record.value)
+        copied = copy_header(record.headers)
+        place = (record.offset, record.time_ms, record.append_time, record.value, copied)
         proof.lines += len(self._often.fold.fold(*place))
         self._often.digest()
         self._rarely.fold.fold(*place)

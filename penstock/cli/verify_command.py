@@ -10,11 +10,12 @@ import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
 from penstock.cli.opening import on_log_or_server
-from penstock.cli.server_log import decode_exported, export_call, partition_statuses
+from penstock.cli.server_log import decode_exported, export_call, exported_header, partition_statuses
 from penstock.cli.verification import Expected, PartitionProof, PartitionVerifier
 from penstock.log.namespace import Namespace
-from penstock.log.port import Log, Record
+from penstock.log.port import Headers, Log, Record
 from penstock.schemas.codec import bundle
+from penstock.schemas.copies import COPY_HEADER
 from penstock.schemas.errors import DigestMismatch, LogUnavailable, StoreLocked
 from penstock.state import audit
 
@@ -131,11 +132,11 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
 
 def _recorded(log: Log, namespace: Namespace, data: Path, partition: int) -> tuple[list[Expected], list[str]]:
     """Digests that the folders hold, and what is wrong with the folders themselves."""
-    from penstock.cli.folders import ORCHESTRATOR, PROJECTION, StoredFold
+    from penstock.cli.folders import KINDS, StoredFold
 
     expected: list[Expected] = []
     damaged: list[str] = []
-    for kind in (PROJECTION, ORCHESTRATOR):
+    for kind in KINDS:
         if not kind.exists(data, partition):
             continue
         try:
@@ -183,11 +184,13 @@ def _verifier(status: dict[str, Any], partitions: int) -> PartitionVerifier:
 def _folding(lines: Iterable[bytes], verifiers: dict[int, PartitionVerifier]) -> Iterator[bytes]:
     """Pass lines of an export on, and fold their records on the way."""
     partition, offset, time_ms = -1, -1, 0
+    headers: Headers = ()
     gathered: list[bytes] = []
 
     def fold() -> None:
         if gathered and partition in verifiers:
-            verifiers[partition].record(Record("", partition, offset, time_ms, True, None, bundle(gathered)))
+            value = bundle(gathered)
+            verifiers[partition].record(Record("", partition, offset, time_ms, True, None, value, headers))
         gathered.clear()
 
     for text in lines:
@@ -199,5 +202,7 @@ def _folding(lines: Iterable[bytes], verifiers: dict[int, PartitionVerifier]) ->
         if (position.partition, position.offset) != (partition, offset):
             fold()
             partition, offset, time_ms = position.partition, position.offset, line_time_ms
+            header = exported_header(text)
+            headers = () if header is None else ((COPY_HEADER, header),)
         gathered.append(data)
     fold()

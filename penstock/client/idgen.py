@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from penstock.schemas.ids import ending_in
+from penstock.schemas.ids import ending_in, partitions_of_endings
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
@@ -52,6 +52,28 @@ class UlidSource:
             head, low = self._head, self._low
         pairs = _PAIRS
         return head + pairs[low >> 30] + pairs[low >> 20 & 1023] + pairs[low >> 10 & 1023] + pairs[low & 1023]
+
+    def next_many(self, count: int, partitions: int) -> list[tuple[str, int]]:
+        """``count`` ids as :meth:`next` would give, each with the partition of ``partitions`` that its job lives in."""
+        found: list[tuple[str, int]] = []
+        pairs = _PAIRS
+        with self._lock:
+            now_ms = self._clock_ms()
+            if now_ms > self._time_ms:
+                self._begin(now_ms)
+            else:
+                self._low += 1
+            low = self._low
+            while len(found) < count:
+                beginning = self._head + pairs[low >> 30] + pairs[low >> 20 & 1023] + pairs[low >> 10 & 1023]
+                first = low & 1023
+                part = partitions_of_endings(beginning, first, count - len(found), partitions)
+                found += zip(
+                    [beginning + pair for pair in pairs[first : first + len(part)]], part, strict=True
+                )
+                low += len(part)
+            self._low = low - 1
+        return found
 
     def next_in(self, partition: int, partitions: int) -> str:
         """As :meth:`next`, an id whose job lives in ``partition`` of ``partitions``.
@@ -98,6 +120,11 @@ if hasattr(os, "register_at_fork"):
 def new_id_in(partition: int, partitions: int) -> str:
     """A new ULID of this process for a job that is to live in a given partition."""
     return _source.next_in(partition, partitions)
+
+
+def new_ids(count: int, partitions: int) -> list[tuple[str, int]]:
+    """New ULIDs of this process, ascending, each with the partition that its job lives in."""
+    return _source.next_many(count, partitions)
 
 
 def new_id() -> str:

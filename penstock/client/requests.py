@@ -123,12 +123,11 @@ def request_hash(fields: Mapping[str, Any]) -> str:
     return sha256(_canonical(counted)).hexdigest()[:32]
 
 
-def decode_request(body: bytes) -> tuple[JobRequest, str]:
-    """A request and its hash from one JSON object.
+def check_json(body: bytes) -> None:
+    """Strict UTF-8 and bounded depth, which decoders that keep raw parts do not check.
 
     Raises:
-        MalformedJson: not UTF-8, not JSON, or nested too deep.
-        InvalidField: an unknown field or a value that is not allowed; ``details["field"]`` names it.
+        MalformedJson: it is not.
     """
     if not body.isascii():
         try:
@@ -137,6 +136,16 @@ def decode_request(body: bytes) -> tuple[JobRequest, str]:
             raise MalformedJson(f"the body is {error.message}") from error
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and depth_of(body) > MAX_DEPTH:
         raise MalformedJson(f"the body is nested deeper than {MAX_DEPTH}")
+
+
+def decode_request(body: bytes) -> tuple[JobRequest, str]:
+    """A request and its hash from one JSON object.
+
+    Raises:
+        MalformedJson: not UTF-8, not JSON, or nested too deep.
+        InvalidField: an unknown field or a value that is not allowed; ``details["field"]`` names it.
+    """
+    check_json(body)
     try:
         fields = msgspec.json.decode(body)
     except msgspec.ValidationError as error:

@@ -13,44 +13,37 @@ the lines were batched. How a line goes::
 Each line comes to one of these ends, and what is refused never stops what is behind it. Only two things stop a fold:
 rules that this version does not have (:class:`~penstock.schemas.errors.UnknownRules`), since to guess would be to
 differ from everybody else for ever; and what is no fact of the log, such as a lack of memory.
+
+While a copy of another log is written into the partition, its lines are decided by the time and place that they had
+there (:mod:`penstock.core.copying`), and by their jobs alone: what the source's partition refused was not copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
-from penstock.core.job import Applied, Job, Place, apply
+from penstock.core import copying
+from penstock.core.job import Applied, Job, Place
 from penstock.core.rows import Changes, PartitionState, Quarantined, position_row_key
-from penstock.core.working import WorkingRows
+from penstock.core.rules import RULES, RuleSet, RulesTable, newest
+from penstock.core.working import Held, WorkingRows
 from penstock.schemas import events as ev
-from penstock.schemas.codec import decode_bundle, decode_line, split
+from penstock.schemas.codec import split
 from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.limits import MAX_LINE_BYTES
-from penstock.schemas.position import pack, parse
-
-RULES: Mapping[int, frozenset[str]] = {
-    1: frozenset(
-        {
-            "Enqueued", "Due", "Leased", "Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired",
-            "CancelRequested", "Cancelled", "RetryRequested", "DeadLettered", "Expired", "Forgotten",
-            "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated",
-        }
-    )
-}  # fmt: skip
-"""Event types in force, by rules version. A line of another type is refused until its version is activated."""
-
-_TYPES_IN_FORCE: Mapping[int, frozenset[type]] = {
-    version: frozenset(kind for kind in get_args(ev.AnyEvent) if kind.__name__ in names)
-    for version, names in RULES.items()
-}
+from penstock.schemas.position import ordinal, pack, parse
 
 FORWARD_ROOM_BYTES = 4_096
 """What a forwarded copy may be longer than the line, for its origin and defaults: it must be a line itself."""
+
+NOT_A_POSITION = "origin is not a position"
+NOT_ANOTHER = "origin is not another partition of this log"
+ALREADY_FORWARDED = "already forwarded"
 
 LineOutcome = Literal[
     "applied",
@@ -72,7 +65,7 @@ class Folded(msgspec.Struct, gc=False):
     position: int
     """Packed."""
     time_ms: int
-    """The log's time of its record, Unix ms."""
+    """The log's time of its record, Unix ms; of a copied line, that of the record in which it first stood."""
     line: bytes
     event: ev.AnyEvent | None
     """None when it could not be decoded."""
@@ -94,19 +87,26 @@ class PartitionFold:
         partitions: how many the jobs topic has.
         read: the stored value of a row key, as of the last changes taken; None where there is none.
         digest: the digest of the stored rows.
+        rules: those that this program has.
 
     Raises:
-        UnknownRules: the stored rows were folded under rules that this version does not have.
+        UnknownRules: the stored rows were folded under rules that this program does not have.
     """
 
     def __init__(
-        self, partition: int, partitions: int, read: Callable[[bytes], bytes | None], digest: int = 0
+        self,
+        partition: int,
+        partitions: int,
+        read: Callable[[bytes], bytes | None],
+        digest: int = 0,
+        rules: RulesTable = RULES,
     ) -> None:
         self.partition = partition
         self.partitions = partitions
         self._rows = WorkingRows(read, digest)
-        if self.state.rules not in RULES:
-            raise UnknownRules(f"the state follows rules {self.state.rules}; this version knows {max(RULES)}")
+        self._table = rules
+        self._rules = self._rules_of(self.state.rules)
+        self._base = ordinal(self.state.generation, 0)
 
     # Reading
 
@@ -121,11 +121,16 @@ class PartitionFold:
 
     # Folding
 
-    def fold(self, offset: int, time_ms: int, append_time: bool, value: bytes) -> list[Folded]:
+    def fold(
+        self, offset: int, time_ms: int, append_time: bool, value: bytes, copied: bytes | None = None
+    ) -> list[Folded]:
         """Fold one record; one result a line that is not blank.
 
+        Args:
+            copied: content of the record's header of a copied one, if it has it.
+
         Raises:
-            UnknownRules: the record activates rules that this version does not have.
+            UnknownRules: the record activates rules that this program does not have.
         """
         if append_time:
             self.state.time_ms = time_ms
@@ -133,27 +138,31 @@ class PartitionFold:
             time_ms = self.state.time_ms
         first = pack(offset, 0)
         lines = split(value)
-        events = decode_bundle(value, lines)
+        if copied is not None:
+            return self._copied_record(first, time_ms, lines, copied)
+        if self.state.copying:
+            return [self._foreign(first + number, time_ms, line) for number, line in _not_blank(lines)]
+        events = self._rules.decode_bundle(value, lines)
         if events is not None:
             return [
                 self._event(first + number, time_ms, line, event)
                 for number, (line, event) in enumerate(zip(lines, events, strict=True))
             ]
-        return [
-            self._line(first + number, time_ms, line)
-            for number, line in enumerate(lines)
-            if line and not line.isspace()
-        ]
+        return [self._line(first + number, time_ms, line) for number, line in _not_blank(lines)]
 
     def _line(self, position: int, time_ms: int, line: bytes) -> Folded:
+        event = self._decoded(position, time_ms, line, self._rules)
+        return event if isinstance(event, Folded) else self._event(position, time_ms, line, event)
+
+    def _decoded(self, position: int, time_ms: int, line: bytes, rules: RuleSet) -> ev.AnyEvent | Folded:
+        """The line's event, or that it was quarantined."""
         try:
-            event = decode_line(line)
+            return rules.decode_line(line)
         except Undecodable as error:
             self.state.quarantined += 1
             row = position_row_key(b"q", position)
             self._rows.set(row, Quarantined(error.reason, sha256(line).digest(), len(line)))
             return Folded(position, time_ms, line, None, "quarantined", f"{error.reason}: {error.message}")
-        return self._event(position, time_ms, line, event)
 
     def _event(self, position: int, time_ms: int, line: bytes, event: ev.AnyEvent) -> Folded:
         folded = Folded(position, time_ms, line, event, "illegal")
@@ -167,7 +176,7 @@ class PartitionFold:
 
     def _decide(self, event: ev.AnyEvent, folded: Folded, state: PartitionState) -> None:
         kind = type(event)
-        if kind not in _TYPES_IN_FORCE[state.rules]:
+        if kind not in self._rules.types:
             folded.reason = f"{kind.__name__} is not in force under rules {state.rules}"
         elif not event.id and kind is not ev.Enqueued:
             folded.reason = "the event has no id"
@@ -186,8 +195,15 @@ class PartitionFold:
             return
         if event.origin and not self._first_copy(event.origin, folded):
             return
-        folded.before = folded.after = before
-        decision = apply(before, event, Place(folded.position, folded.time_ms))
+        self._decide_job(
+            event, folded, held, Place(self._base + folded.position, folded.time_ms), self._rules
+        )
+
+    def _decide_job(
+        self, event: ev.AnyEvent, folded: Folded, held: Held, place: Place, rules: RuleSet
+    ) -> None:
+        folded.before = folded.after = before = held.job
+        decision = rules.decide(before, event, place)
         folded.outcome = decision.outcome
         if isinstance(decision, Applied):
             folded.after = decision.job
@@ -220,13 +236,13 @@ class PartitionFold:
         try:
             source = parse(origin)
         except InvalidCursor:
-            folded.reason = "origin is not a position"
+            folded.reason = NOT_A_POSITION
             return False
         if source.partition >= self.partitions or source.partition == self.partition:
-            folded.reason = "origin is not another partition of this log"
+            folded.reason = NOT_ANOTHER
             return False
         if source.packed <= self.state.origins.get(source.partition, -1):
-            folded.outcome, folded.reason = "duplicate", "already forwarded"
+            folded.outcome, folded.reason = "duplicate", ALREADY_FORWARDED
             return False
         self.state.origins = {**self.state.origins, source.partition: source.packed}
         return True
@@ -238,7 +254,7 @@ class PartitionFold:
                 if event.supersedes != state.epoch:
                     folded.outcome, folded.reason = "stale", "the epoch to supersede is another"
                     return
-                state.epoch = folded.position
+                state.epoch = self._base + folded.position
                 state.leader, state.incarnation = event.orchestrator, event.incarnation
             case ev.Configured():
                 if event.previous != state.config_position or event.control_position <= event.previous:
@@ -256,15 +272,93 @@ class PartitionFold:
                 if event.version != state.rules + 1:
                     folded.outcome, folded.reason = "stale", "rules are activated one by one"
                     return
-                if event.version not in RULES:
-                    raise UnknownRules(
-                        f"the log activates rules {event.version}; this version knows {max(RULES)}"
-                    )
+                self._rules = self._rules_of(event.version)
                 state.rules = event.version
+            case ev.CopySealed():
+                folded.reason = copying.seals(state, event)
+                if folded.reason:
+                    return
+                self._seal(event, folded.position)
             case _:
                 folded.reason = "not an event of a partition"
                 return
         folded.outcome = "applied"
+
+    def _rules_of(self, version: int) -> RuleSet:
+        found = self._table.get(version)
+        if found is None:
+            raise UnknownRules(
+                f"The log follows rules {version}, and this program knows none above {newest(self._table)}:"
+                " upgrade Penstock here, then start it again."
+            )
+        return found
+
+    # Copies
+
+    def _copied_record(self, first: int, time_ms: int, lines: list[bytes], header: bytes) -> list[Folded]:
+        state = self.state
+        copied = copying.opened(state, header, len(lines))
+        if isinstance(copied, str):
+            return [
+                self._refused(first + number, time_ms, line, copied) for number, line in _not_blank(lines)
+            ]
+        source = copied.source
+        rules = self._rules_of(source.rules)
+        state.copying = source.copy
+        taken = state.copied.get(source.partition, -1)
+        results = [
+            self._copied_line(
+                first + number, line, Place(place.ordinal, place.time_ms), rules, place.position <= taken
+            )
+            for number, (line, place) in enumerate(zip(lines, copied.places, strict=True))
+        ]
+        state.copied = {**state.copied, source.partition: max(taken, copied.places[-1].position)}
+        state.copied_generation = max(state.copied_generation, copied.generation)
+        return results
+
+    def _copied_line(self, position: int, line: bytes, place: Place, rules: RuleSet, again: bool) -> Folded:
+        event = self._decoded(position, place.time_ms, line, rules)
+        if isinstance(event, Folded):
+            return event
+        folded = Folded(position, place.time_ms, line, event, "illegal")
+        if again:
+            folded.outcome, folded.reason = "duplicate", copying.ALREADY_COPIED
+        elif not isinstance(event, ev.JobEvent) or type(event) not in rules.types:
+            folded.reason = copying.NOT_ABOUT_A_JOB
+        elif (target := partition_of(event.job, self.partitions)) != self.partition:
+            folded.reason = f"belongs to partition {target}"
+        else:
+            key = folded.key = job_key(event.tenant, event.job)
+            self._decide_job(event, folded, self._rows.hold(key), place, rules)
+        if folded.outcome == "applied":
+            self.state.accepted += 1
+        else:
+            self.state.refused += 1
+        return folded
+
+    def _foreign(self, position: int, time_ms: int, line: bytes) -> Folded:
+        """A line that came while a copy is being written: only the seal counts."""
+        event = self._decoded(position, time_ms, line, self._rules)
+        if isinstance(event, Folded):
+            return event
+        if isinstance(event, ev.CopySealed) or not self.state.copying:
+            return self._event(position, time_ms, line, event)
+        self.state.refused += 1
+        return Folded(position, time_ms, line, event, "illegal", copying.FOREIGN)
+
+    def _refused(self, position: int, time_ms: int, line: bytes, reason: str) -> Folded:
+        event = self._decoded(position, time_ms, line, self._rules)
+        if isinstance(event, Folded):
+            return event
+        self.state.refused += 1
+        return Folded(position, time_ms, line, event, "illegal", reason)
+
+    def _seal(self, event: ev.CopySealed, position: int) -> None:
+        state = self.state
+        self._rules = self._rules_of(event.rules)
+        self._base = ordinal(event.generation, 0)
+        state.rules, state.generation = event.rules, event.generation
+        state.copying, state.sealed_at = "", position
 
     # Changes
 
@@ -280,3 +374,21 @@ class PartitionFold:
     def take_changes(self) -> Changes:
         """The rows changed since the last call, each once, with the digest they lead to. The caller must store them."""
         return self._rows.take()
+
+
+def _not_blank(lines: list[bytes]) -> list[tuple[int, bytes]]:
+    return [(number, line) for number, line in enumerate(lines) if line and not line.isspace()]
+
+
+_NOT_DECIDED = copying.COPY_REFUSALS | {NOT_A_POSITION, NOT_ANOTHER, ALREADY_FORWARDED}
+
+
+def decided_by_its_job(folded: Folded, partition: int, partitions: int) -> bool:
+    """Whether a line got as far as its job, whatever that made of it: not stopped by the partition before."""
+    event = folded.event
+    return (
+        bool(folded.key)
+        and event is not None
+        and folded.reason not in _NOT_DECIDED
+        and partition_of(event.job, partitions) == partition
+    )

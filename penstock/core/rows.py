@@ -20,7 +20,7 @@ import msgspec
 
 from penstock.core.job_state import Job
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Version of the rows' encoding. A store written by another is thrown away and folded anew."""
 
 STATE_KEY = b"p"
@@ -44,6 +44,16 @@ class PartitionState(msgspec.Struct, array_like=True):
     unknown_jobs: int = 0
     quarantined: int = 0
     misrouted: int = 0
+    generation: int = 0
+    """Of the log, as the seal of a copy tells it; 0 on a log that is no copy."""
+    copying: str = ""
+    """Name of the copy that is being written into this partition."""
+    copied: dict[int, int] = {}
+    """Highest packed position that was copied, by partition of the source."""
+    copied_generation: int = -1
+    """Highest generation of a copied line."""
+    sealed_at: int = -1
+    """Packed position of the seal."""
 
 
 class Quarantined(msgspec.Struct, array_like=True, frozen=True):

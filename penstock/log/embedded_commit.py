@@ -26,6 +26,8 @@ _GROUP_BYTES = 4 * 1024 * 1024
 """A batch holds the GIL while it is written: this keeps that to some milliseconds."""
 _QUEUE_BYTES = 256 * 1024 * 1024
 _SPACE_CHECK_BYTES = 16 * 1024 * 1024
+_SPACE_CHECK_S = 1.0
+"""The disk may be filled by others too, so it is looked at this often however little is appended."""
 
 
 class _Pending(NamedTuple):
@@ -62,6 +64,8 @@ class GroupCommit:
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
         self._unchecked_bytes = _SPACE_CHECK_BYTES
+        self._check_again_s = 0.0
+        self._full = False
         self._wanted = asyncio.Event()
         self._closing = False
         self.fatal: BaseException | None = None
@@ -99,12 +103,24 @@ class GroupCommit:
     def _check_space(self, size: int) -> None:
         """Refuse before the disk is full: a write that fails half-way ends the log."""
         self._unchecked_bytes += size
-        if self._unchecked_bytes < _SPACE_CHECK_BYTES:
+        now_s = asyncio.get_running_loop().time()
+        if self._unchecked_bytes < _SPACE_CHECK_BYTES and now_s < self._check_again_s:
             return
         stat = os.statvfs(self._store.path)
         if stat.f_bavail * stat.f_frsize < self._reserve_bytes:
-            raise AppendRefused(f"The disk of {self._store.path} is full.", transient=True)
+            text = (
+                f"The disk of {self._store.path} is full: less than {self._reserve_bytes >> 20} MiB are free."
+            )
+            if not self._full:
+                _logger.error("%s Nothing is appended until there is room.", text)
+            # The next append looks again.
+            self._full, self._check_again_s = True, 0.0
+            raise AppendRefused(text, transient=True)
+        if self._full:
+            _logger.info("The disk of %s has room again.", self._store.path)
+        self._full = False
         self._unchecked_bytes = 0
+        self._check_again_s = now_s + _SPACE_CHECK_S
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

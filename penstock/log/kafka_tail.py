@@ -25,6 +25,8 @@ from penstock.schemas.errors import LogUnavailable
 _FETCH_BYTES = 32 * 1024 * 1024
 _PARTITION_FETCH_BYTES = 4 * 1024 * 1024
 _STOP_MS = 2_000
+_STALLED = 0.5
+"""A poll that returns late by this share of the longest silence tells that the process itself was stopped."""
 _LOG_APPEND_TIME = 1
 
 
@@ -44,7 +46,8 @@ class KafkaTail:
         # The consumer's own annotations are partial; what is used of it is checked here by tests.
         self._consumer: Any = None
         self._dirty = True
-        self._waiting_since: float | None = None
+        self._answers: dict[TopicPartition, tuple[int | None, float]] = {}
+        """By partition: the consumer's stamp of the last answer about it, and since when (monotonic) it is that."""
 
     async def __aenter__(self) -> Self:
         consumer: Any = AIOKafkaConsumer(
@@ -113,9 +116,9 @@ class KafkaTail:
                 records.extend(map(_record, batch))
                 self._positions[where] = batch[-1].offset + 1
         if records:
-            self._waiting_since = None
-        else:
-            self._check_silence(consumer, started)
+            self._answers.clear()
+        elif not self._dirty:  # else the consumer does not know yet what is followed
+            self._check_silence(consumer, time.monotonic() - started - max_wait_ms / 1000)
         return records
 
     def _assign(self, consumer: Any) -> None:
@@ -124,19 +127,25 @@ class KafkaTail:
         consumer.assign(list(positions))
         for where, offset in positions.items():
             consumer.seek(where, offset)
-        self._waiting_since = None
+        self._answers.clear()
 
-    def _check_silence(self, consumer: Any, poll_started: float) -> None:
-        """Raise when a partition has been waited for longer than ``silence_ms`` and no broker answered about it."""
-        if self._waiting_since is None:
-            self._waiting_since = poll_started
+    def _check_silence(self, consumer: Any, late_s: float) -> None:
+        """Raise when a partition has been waited for longer than ``silence_ms`` and no broker answered about it.
+
+        Measured on the monotonic clock, by whether the consumer's stamps change: wall clocks jump. ``late_s`` is how
+        much later than asked for the poll returned. A process that was stopped meanwhile has answers that it has not
+        looked at yet, so its wait begins anew.
+        """
         limit_ms = self._options.silence_ms
-        if (time.monotonic() - self._waiting_since) * 1000 < limit_ms:
-            return
-        oldest_ms = time.time() * 1000 - limit_ms
+        if late_s * 1000 > limit_ms * _STALLED:
+            self._answers.clear()
+        now_s = time.monotonic()
         for where in self._positions:
-            answered_ms = consumer.last_poll_timestamp(where)
-            if answered_ms is None or answered_ms < oldest_ms:
+            stamp = consumer.last_poll_timestamp(where)
+            seen = self._answers.get(where)
+            if seen is None or seen[0] != stamp:
+                self._answers[where] = (stamp, now_s)
+            elif (now_s - seen[1]) * 1000 >= limit_ms:
                 raise LogUnavailable(
                     f"No broker has answered about {where.topic}-{where.partition} for {limit_ms} ms.",
                     topic=where.topic, partition=where.partition,

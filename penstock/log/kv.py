@@ -84,6 +84,15 @@ class KeyValueStore(Protocol):
         """Bring everything written so far to the disk."""
         ...
 
+    def start_flush(self) -> None:
+        """Begin to bring what is written to the disk, and return: a :meth:`checkpoint` soon after is then short."""
+        ...
+
+    @property
+    def flushing(self) -> bool:
+        """Whether what :meth:`start_flush` began is still going on."""
+        ...
+
     def checkpoint(self, path: str) -> None:
         """Write a consistent copy, openable by itself, to ``path``, which must not exist."""
         ...

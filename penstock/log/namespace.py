@@ -2,27 +2,35 @@
 
 That line says how many partitions the jobs topic has and which generation of the log this is (it grows when a
 log is copied, so that fences never regress). A process set up for other numbers stops here and not after it
-has misplaced a job.
+has misplaced a job. A namespace that is a copy says so in that line, and is closed to everybody until a ``CopySealed``
+stands behind it.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 import msgspec
 
-from penstock.log.port import Log, TopicSpec
-from penstock.schemas.codec import decode_line, encode_line
-from penstock.schemas.errors import LogUnavailable, TopicMismatch, Undecodable
-from penstock.schemas.events import Configured, Raw
+from penstock.log.port import Log, Record, TopicSpec
+from penstock.schemas.codec import decode_line, encode_line, split
+from penstock.schemas.errors import LogCopying, LogUnavailable, TopicMismatch, Undecodable
+from penstock.schemas.events import AnyEvent, Configured, CopySealed, Raw
+from penstock.schemas.position import pack
 from penstock.schemas.topics import HINT_RETENTION_MS, Topics
 
-_ATTEMPTS = 20
+_POLL_MS = 500
+_SILENT_POLLS = 20
 
 
-class LogShape(msgspec.Struct, frozen=True):
-    """What control's first line fixes."""
+class LogShape(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What control's first line fixes. Of a log that is a copy it also names the copy, and its source for people."""
 
     partitions: int
     generation: int = 0
+    copy: str = ""
+    copied_from: str = ""
 
 
 class _FirstSettings(msgspec.Struct, frozen=True):
@@ -57,36 +65,134 @@ async def open_namespace(log: Log, topics: Topics) -> Namespace:
 
     Raises:
         TopicMismatch: a topic, or the number of partitions, is not as it must be.
+        LogCopying: it is a copy of another log, and not complete yet.
         LogUnavailable: the log does not answer.
     """
-    await log.ensure_topics(topic_specs(topics))
-    if (await log.bounds(topics.control, 0)).end == 0:
-        settings = msgspec.json.encode(_FirstSettings(LogShape(topics.partitions)))
-        line = Configured(
-            id="control.0", actor="penstock", control_position=0, previous=-1, settings=Raw(settings)
-        )
-        await log.append(topics.control, 0, encode_line(line))
-    shape = await _first_line(log, topics)
+    shape = await begin_namespace(log, topics, LogShape(topics.partitions))
     if shape.partitions != topics.partitions:
         raise TopicMismatch(
             f"namespace {topics.namespace!r} was made with {shape.partitions} partitions; this process is set to"
             f" {topics.partitions} (PENSTOCK_PARTITIONS)"
         )
+    if shape.copy and not await is_sealed(log, topics, shape):
+        raise LogCopying(
+            f"namespace {topics.namespace!r} is being copied from {shape.copied_from}: it can be used once"
+            " `penstock log copy` has sealed it",
+            namespace=topics.namespace,
+            copied_from=shape.copied_from,
+        )
     return Namespace(topics, shape.generation)
 
 
-async def _first_line(log: Log, topics: Topics) -> LogShape:
-    start = (await log.bounds(topics.control, 0)).start
-    async with log.tail({(topics.control, 0): start}) as tail:
-        for _ in range(_ATTEMPTS):
-            for record in await tail.poll(500, 1):
-                try:
-                    event = decode_line(record.value.split(b"\n", 1)[0])
-                    if isinstance(event, Configured):
-                        return msgspec.json.decode(event.settings, type=_FirstSettings).log
-                except (Undecodable, msgspec.DecodeError) as error:
-                    raise TopicMismatch(
-                        f"the first line of {topics.control!r} cannot be read: {error}"
-                    ) from error
-                raise TopicMismatch(f"the first line of {topics.control!r} does not describe the log")
-    raise LogUnavailable(f"the first line of {topics.control!r} could not be read")
+async def begin_namespace(log: Log, topics: Topics, shape: LogShape) -> LogShape:
+    """Make the topics that are missing, and control's first line; returns what that says, for it may have been there.
+
+    Raises:
+        TopicMismatch, LogUnavailable: see :func:`open_namespace`.
+    """
+    await log.ensure_topics(topic_specs(topics))
+    if (await log.bounds(topics.control, 0)).end == 0:
+        settings = msgspec.json.encode(_FirstSettings(shape))
+        line = Configured(
+            id="control.0", actor="penstock", control_position=0, previous=-1, settings=Raw(settings)
+        )
+        await log.append(topics.control, 0, encode_line(line))
+    return await read_shape(log, topics)
+
+
+async def read_shape(log: Log, topics: Topics) -> LogShape:
+    """What the first line of the control topic says. Raises TopicMismatch where it cannot be read."""
+    async with aclosing(control_records(log, topics)) as records:
+        async for record in records:
+            return _shape_in(record, topics)
+    raise TopicMismatch(f"{topics.control!r} is empty: nothing says what the log is")
+
+
+def _shape_in(record: Record, topics: Topics) -> LogShape:
+    try:
+        event = decode_line(record.value.split(b"\n", 1)[0])
+        if isinstance(event, Configured):
+            return msgspec.json.decode(event.settings, type=_FirstSettings).log
+    except (Undecodable, msgspec.DecodeError) as error:
+        raise TopicMismatch(f"the first line of {topics.control!r} cannot be read: {error}") from error
+    raise TopicMismatch(f"the first line of {topics.control!r} does not describe the log")
+
+
+async def control_records(log: Log, topics: Topics) -> AsyncGenerator[Record, None]:
+    """The records that the control topic has now, in order.
+
+    Raises:
+        LogUnavailable: the log does not give them.
+    """
+    bounds = await log.bounds(topics.control, 0)
+    next_offset = bounds.start
+    silent = 0
+    async with log.tail({(topics.control, 0): bounds.start}) as tail:
+        while next_offset < bounds.end:
+            records = await tail.poll(_POLL_MS, 100)
+            silent = 0 if records else silent + 1
+            if silent == _SILENT_POLLS:
+                raise LogUnavailable(f"{topics.control!r} could not be read at offset {next_offset}")
+            for record in records:
+                next_offset = record.offset + 1
+                if record.offset < bounds.end:
+                    yield record
+
+
+async def is_sealed(log: Log, topics: Topics, shape: LogShape) -> bool:
+    """Whether the copy that a namespace is was completed: control says so, behind its first line."""
+    async with aclosing(control_records(log, topics)) as records:
+        async for record in records:
+            for event in map(_decoded, split(record.value)):
+                if isinstance(event, CopySealed) and event.copy == shape.copy:
+                    return True
+    return False
+
+
+async def seal_namespace(log: Log, topics: Topics, shape: LogShape, rules: int) -> None:
+    """Say on the control topic that the copy is complete."""
+    event = CopySealed(
+        id=f"{shape.copy}.sealed",
+        actor="penstock",
+        copy=shape.copy,
+        generation=shape.generation,
+        rules=rules,
+        copied_from=shape.copied_from,
+    )
+    await log.append(topics.control, 0, encode_line(event))
+
+
+async def ask_for_rules(log: Log, topics: Topics, version: int, actor: str) -> None:
+    """Ask on the control topic that all partitions follow these rules: their leaders see to it."""
+    bounds = await log.bounds(topics.control, 0)
+    line = Configured(
+        id=f"rules.{version}",
+        actor=actor,
+        control_position=pack(bounds.end, 0),
+        previous=pack(bounds.end - 1, 0),
+        settings=Raw(msgspec.json.encode(_RulesSettings(version))),
+    )
+    await log.append(topics.control, 0, encode_line(line))
+
+
+class _RulesSettings(msgspec.Struct, frozen=True):
+    rules: int = 0
+
+
+def wanted_rules(value: bytes) -> int:
+    """The highest version of the rules that a record of the control topic asks for; 0 where it asks for none."""
+    wanted = 0
+    for event in map(_decoded, split(value)):
+        if isinstance(event, Configured):
+            try:
+                wanted = max(wanted, msgspec.json.decode(event.settings, type=_RulesSettings).rules)
+            except msgspec.DecodeError:
+                continue
+    return wanted
+
+
+def _decoded(line: bytes) -> AnyEvent | None:
+    try:
+        return decode_line(line)
+    except Undecodable:
+        return None

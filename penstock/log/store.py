@@ -21,8 +21,8 @@ from typing import Any, Self, cast
 
 import rocksdict as rocks
 
-from penstock.log import kv
-from penstock.schemas.errors import LogCorrupt, StoreLocked
+from penstock.log import kv, store_lock
+from penstock.schemas.errors import DiskFailed, LogCorrupt, StoreLocked
 
 _MIB = 1024 * 1024
 _FLUSH_FOLDER = "flushing"
@@ -221,6 +221,12 @@ class RocksFamily:
     def flush(self) -> None:
         self._rdict.flush(True)
 
+    def start_flush(self) -> None:
+        self._rdict.flush(False)
+
+    def flushing(self) -> bool:
+        return bool(self._rdict.property_int_value("rocksdb.num-immutable-mem-table"))
+
     def approximate_keys(self) -> int:
         return self._rdict.property_int_value("rocksdb.estimate-num-keys") or 0
 
@@ -234,11 +240,13 @@ class Store:
     """A RocksDB folder with column families. Use from one thread; closes itself as a context manager.
 
     ``wal=False`` is for state that is folded anew from the log: a crash loses the unflushed tail of *all* families
-    alike, an orderly close loses nothing.
+    alike, an orderly close loses nothing. ``read_only`` takes no lock and looks at a folder as it is now, while its
+    owner goes on; a scan may then fail when the owner removes files.
 
     Raises:
         StoreLocked: another process, or another Store of this one, has the folder.
         LogCorrupt: RocksDB found its files damaged.
+        DiskFailed: the folder cannot be read, or not be written.
     """
 
     def __init__(
@@ -248,12 +256,17 @@ class Store:
         *,
         wal: bool = True,
         tuning: Tuning | None = None,
+        read_only: bool = False,
     ) -> None:
         self.path = os.fspath(path)
         self._wal = wal
+        self._read_only = read_only
         tuning = tuning or Tuning()
-        os.makedirs(self.path, exist_ok=True)
-        self._db: rocks.Rdict | None = _open(self.path, families, tuning, wal=wal)
+        if not read_only:
+            os.makedirs(self.path, exist_ok=True)
+        self._db: rocks.Rdict | None = _open(self.path, families, tuning, wal=wal, read_only=read_only)
+        if not read_only:
+            store_lock.opened(self.path)
         self._scans: weakref.WeakSet[Generator[tuple[bytes, bytes]]] = weakref.WeakSet()
         self._handles = {name: self._db.get_column_family_handle(name) for name in families}
         self._families = {
@@ -299,9 +312,14 @@ class Store:
         return RocksBatch(self._handles)
 
     def write(self, batch: kv.Batch, *, sync: bool = False) -> None:
-        """Apply a batch made by :meth:`batch`. ``sync`` holds the GIL until the disk has it."""
+        """Apply a batch made by :meth:`batch`. ``sync`` holds the GIL until the disk has it.
+
+        Raises:
+            DiskFailed: it could not be written, for want of space above all; the store takes nothing more.
+        """
         assert isinstance(batch, RocksBatch)
-        self._opened().write(batch.spend(), self._sync_options if sync else self._write_options)
+        with self._writing():
+            self._opened().write(batch.spend(), self._sync_options if sync else self._write_options)
         if sync and not self._wal:
             self.flush()
 
@@ -311,6 +329,15 @@ class Store:
         self.write(batch)
 
     def flush(self) -> None:
+        """Put on the disk what was written.
+
+        Raises:
+            DiskFailed: as :meth:`write`.
+        """
+        with self._writing():
+            self._flush()
+
+    def _flush(self) -> None:
         if self._wal:
             for family in self._families.values():
                 family.flush()
@@ -322,10 +349,24 @@ class Store:
         self.checkpoint(folder)
         shutil.rmtree(folder)
 
+    def start_flush(self) -> None:
+        if not self._wal:
+            # One family at a time, and without a log that would make them whole: only `checkpoint` flushes all alike.
+            return
+        with self._writing():
+            for family in self._families.values():
+                family.start_flush()
+
+    @property
+    def flushing(self) -> bool:
+        return any(family.flushing() for family in self._families.values())
+
     def checkpoint(self, path: str) -> None:
+        """See the port. Made of hard links where the file system is the same; holds the GIL while it flushes."""
         maker = rocks.Checkpoint(self._opened())
         try:
-            maker.create_checkpoint(path)
+            with self._writing():
+                maker.create_checkpoint(path)
         finally:
             del maker
 
@@ -338,6 +379,8 @@ class Store:
         if self._db is None:
             return
         db, self._db = self._db, None
+        if not self._read_only:
+            store_lock.closed(self.path)
         for scan in list(self._scans):
             scan.close()
         self._handles.clear()
@@ -349,17 +392,30 @@ class Store:
         with contextlib.suppress(Exception):
             db.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None]:
+        """The binding's errors are all of one class: what the disk did not do is told by its words."""
+        try:
+            yield
+        except Exception as error:
+            if "io error" not in str(error).lower():
+                raise
+            raise DiskFailed(
+                f"The store in {self.path} cannot be written: {error}", path=self.path
+            ) from error
+
     def _opened(self) -> rocks.Rdict:
         if self._db is None:
             raise ValueError(f"the store {self.path} is closed")
         return self._db
 
 
-def _open(path: str, families: Sequence[str], tuning: Tuning, *, wal: bool) -> rocks.Rdict:
+def _open(path: str, families: Sequence[str], tuning: Tuning, *, wal: bool, read_only: bool) -> rocks.Rdict:
     options = _options(tuning, wal=wal)
     columns: dict[str, Any] = {name: _options(tuning, wal=wal) for name in families}
     try:
-        return rocks.Rdict(path, options, column_families=columns)
+        access = rocks.AccessType.read_only() if read_only else rocks.AccessType.read_write()
+        return rocks.Rdict(path, options, column_families=columns, access_type=access)
     except Exception as error:
         text = str(error)
         lowered = text.lower()
@@ -367,6 +423,8 @@ def _open(path: str, families: Sequence[str], tuning: Tuning, *, wal: bool) -> r
             "unavailable" in lowered or "lock hold" in lowered or "no locks" in lowered
         ):
             raise StoreLocked(f"The data folder {path} is in use by another process.", path=path) from error
-        if "corruption" in lowered or "checksum" in lowered:
+        if "corruption" in lowered or "checksum" in lowered or "no such file" in lowered:
             raise LogCorrupt(f"The store in {path} is damaged: {text}", path=path) from error
+        if isinstance(error, OSError) or "io error" in lowered:
+            raise DiskFailed(f"The store in {path} cannot be opened: {text}", path=path) from error
         raise

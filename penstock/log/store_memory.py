@@ -151,6 +151,13 @@ class MemoryStore:
     def flush(self) -> None:
         """Nothing to do: there is no disk."""
 
+    def start_flush(self) -> None:
+        """Nothing to do, as above."""
+
+    @property
+    def flushing(self) -> bool:
+        return False
+
     def checkpoint(self, path: str) -> None:
         """Write everything to the file ``path`` (MessagePack); :meth:`load` takes its content."""
         with open(path, "xb") as file:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from penstock.core.job import Job
-from penstock.orchestrator.rows import Index, Lane, lane_of
+from penstock.orchestrator.rows import Index, Lane, lane_of, place_of
 
 WINDOW = 8_192
 """Jobs of a lane held in memory at most; beyond, new ones wait in the store."""
@@ -20,13 +20,13 @@ REFILL_BELOW = 1_024
 
 
 class _Window:
-    """The head of a lane. ``rest_from``: from this order on jobs are only in the store; None when all are here."""
+    """The head of a lane. ``rest_from``: from this place on jobs are only in the store; None when all are here."""
 
     __slots__ = ("entries", "rest_from")
 
     def __init__(self) -> None:
         self.entries: deque[tuple[int, str]] = deque()
-        self.rest_from: int | None = None
+        self.rest_from: bytes | None = None
 
 
 class Backlog:
@@ -49,21 +49,22 @@ class Backlog:
         """Begin from the store. What was folded must be committed."""
         for lane in self._index.ready:
             window = self._windows[lane] = _Window()
-            window.rest_from = 0
+            window.rest_from = b""
             self._refill(lane, window)
 
-    def push(self, job: Job, position: int) -> None:
-        """A job has become ready, by the line at ``position``."""
+    def push(self, job: Job) -> None:
+        """A job has just become ready."""
         lane = lane_of(job)
         window = self._windows.get(lane)
         if window is None:
             window = self._windows[lane] = _Window()
-        if job.order != position:
+        if job.order != job.seen:
+            # Given back: it keeps the place that it had.
             window.entries.appendleft((job.order, job.key))
         elif window.rest_from is not None:
             return
         elif len(window.entries) >= WINDOW:
-            window.rest_from = job.order
+            window.rest_from = place_of(job.order)
         else:
             window.entries.append((job.order, job.key))
 
@@ -127,7 +128,6 @@ class Backlog:
 
     def _refill(self, lane: Lane, window: _Window) -> None:
         self._commit()
-        start = window.rest_from or 0
-        rows = list(self._index.ready_after(lane, start, WINDOW))
+        rows = list(self._index.ready_from(lane, window.rest_from or b"", WINDOW))
         window.entries.extend(rows)
-        window.rest_from = rows[-1][0] + 1 if len(rows) == WINDOW else None
+        window.rest_from = place_of(*rows[-1]) + b"\0" if len(rows) == WINDOW else None

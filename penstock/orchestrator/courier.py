@@ -21,9 +21,8 @@ GoneReason = Literal["ended", "expired", "timeout", "unknown"]
 class Courier:
     """Speaks to the holders of one partition's jobs."""
 
-    def __init__(self, store: PartitionStore, generation: int) -> None:
+    def __init__(self, store: PartitionStore) -> None:
         self._store = store
-        self._generation = generation
 
     def deliver(self, job: Job, session: Session, time_ms: int, out: Outputs) -> None:
         """Send a granted job to its holder, unless that is unknown, another by now, or to be stopped anyway."""
@@ -46,7 +45,7 @@ class Courier:
             max_attempts=job.attempts_allowed,
             lease=job.lease,
             lease_ms=job.lease_ms,
-            fence=fence(self._generation, job.leased_at),
+            fence=fence(job.leased_at),
             timeout_ms=job.timeout_ms,
             payload=NULL if payload is None else Raw(payload),
             checkpoint=NULL if checkpoint is None else Raw(checkpoint),

@@ -14,6 +14,9 @@ from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.rows import Lane
 from penstock.schemas.events import PRIORITIES
 
+BUNDLED_JOBS = 64
+"""Taken from one partition before the next one's turn comes, where there is room for many."""
+
 
 class Dispatcher:
     """Proposes leases for one orchestrator, to the sessions of its fleet."""
@@ -50,12 +53,17 @@ class Dispatcher:
         now: Now,
         out: Outputs,
     ) -> None:
-        """Give a session up to ``limit`` jobs, in equal parts from each partition as long as that has enough."""
+        """Give a session up to ``limit`` jobs: from all partitions by turns, and many at once from each.
+
+        Their leases, and later their outcomes, are then few long records instead of one for each partition.
+        """
         order = list(fitting)
         start = self._turn % len(order)
         order = order[start:] + order[:start]
         while order and limit > 0:
             share = -(-limit // len(order))
+            if limit > len(order):
+                share = max(share, min(limit, BUNDLED_JOBS))
             still: list[PartitionMachine] = []
             for machine in order:
                 wanted = min(share, limit)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import Struct
+
 from penstock.orchestrator.rows import Lane
 from penstock.schemas.messages import Heartbeat
 
@@ -56,7 +58,7 @@ class Session:
         """How many may."""
         self.proposed = 0
         self.surplus = False
-        """It gave back for want of room since it was last heard."""
+        """It gave back for want of room, or because it leaves, since it was last heard."""
 
     @property
     def worker(self) -> str:
@@ -84,7 +86,8 @@ class Session:
 
     def hold(self, lease: LeaseKey, *, yields: bool) -> None:
         """A lease is this worker's."""
-        self.let_go(lease)
+        if lease in self.leases:
+            self.let_go(lease)
         self.leases[lease] = yields
         self.yielding += yields
 
@@ -99,12 +102,22 @@ class Session:
         self.credits = 0
 
     def close_surplus(self) -> None:
-        """It gave a job back for want of room: no more until it says so anew."""
+        """It gave a job back for want of room, or because it leaves: no more until it says so anew."""
         self.credits = min(self.credits, self.outstanding)
         self.surplus = True
 
     def takes(self, lane: Lane) -> bool:
         return lane.pool == self.pool and lane.job_type in self.types
+
+
+class _Life(Struct):
+    """The newest incarnation heard of a worker. Once it has been silent for longer than its leases last, or has said
+    that it leaves, it stands in nobody's way: a clock that was set back gives a later process an earlier incarnation.
+    """
+
+    incarnation: str
+    heard_ms: int
+    lasts_ms: int
 
 
 class Fleet:
@@ -113,7 +126,7 @@ class Fleet:
     def __init__(self, incarnation: str) -> None:
         self._incarnation = incarnation
         self._sessions: dict[SessionKey, Session] = {}
-        self._newest: dict[str, str] = {}
+        self._newest: dict[str, _Life] = {}
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
@@ -136,13 +149,19 @@ class Fleet:
             or max(len(beat.incarnation), len(beat.via)) > MAX_NAME_CHARS
         ):
             return None
-        newest = self._newest.get(beat.worker, "")
-        if beat.incarnation < newest:
+        newest = self._newest.get(beat.worker)
+        if (
+            newest is not None
+            and beat.incarnation < newest.incarnation
+            and now_ms - newest.heard_ms <= newest.lasts_ms
+        ):
             return None
         session = self.session(beat.worker, beat.via)
         if beat.incarnation == session.incarnation and beat.seq <= session.seq:
             return None
-        self._newest[beat.worker] = beat.incarnation
+        lease_ms = min(max(SHORTEST_LEASE_MS, beat.lease_ms), LONGEST_LEASE_MS)
+        lasts_ms = -1 if beat.leaving else max(SILENT_MS, lease_ms)
+        self._newest[beat.worker] = _Life(beat.incarnation, now_ms, lasts_ms)
         session.incarnation, session.seq = beat.incarnation, beat.seq
         session.route, session.pool = beat.route, beat.pool
         if len(session.types) != len(beat.types) or session.types != frozenset(beat.types):
@@ -150,14 +169,15 @@ class Fleet:
         session.concurrency = beat.concurrency
         session.credits = beat.credits.get(self._incarnation, 0)
         session.surplus = False
-        session.lease_ms = min(max(SHORTEST_LEASE_MS, beat.lease_ms), LONGEST_LEASE_MS)
+        session.lease_ms = lease_ms
         session.leaving = beat.leaving
         session.heard_ms = now_ms
         return session
 
     def newest(self, worker: str) -> str:
         """The newest incarnation heard of a worker; empty if none gave one."""
-        return self._newest.get(worker, "")
+        newest = self._newest.get(worker)
+        return "" if newest is None else newest.incarnation
 
     def of_worker(self, worker: str) -> list[Session]:
         """Every session of a worker that holds something."""
@@ -171,6 +191,9 @@ class Fleet:
                 session.credits = 0
             if (silent_ms > FORGET_MS or session.leaving) and not session.outstanding:
                 del self._sessions[session.key]
+        for worker, newest in list(self._newest.items()):
+            if now_ms - newest.heard_ms > max(FORGET_MS, newest.lasts_ms):
+                del self._newest[worker]
 
     def with_room(self, rank: int) -> list[Session]:
         """Sessions that may be given more, those with the most room first."""

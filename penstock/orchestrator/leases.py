@@ -74,8 +74,9 @@ class LeaseKeeper:
 
     def grant(self, job: Job, session: Session, now_ms: int) -> Lease:
         """Keep a lease that the fold accepted, or that was found at takeover: in full from now."""
-        lease = self._leases[job.key] = Lease(job, session, now_ms)
-        session.hold((self._partition, job.key), yields=RANK[job.priority] >= URGENT_RANKS)
+        key = job.key
+        lease = self._leases[key] = Lease(job, session, now_ms)
+        session.hold((self._partition, key), yields=RANK[job.priority] >= URGENT_RANKS)
         return lease
 
     def end(self, key: str) -> Lease | None:

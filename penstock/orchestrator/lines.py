@@ -96,6 +96,16 @@ class LeaderLines:
     def dead_lettered(self, job: Job, now: Now) -> bytes:
         return self._about(ev.DeadLettered, job, now, seen=job.seen, reason=job.error_code or "failed")
 
+    def forgotten(self, job: Job, now: Now) -> bytes:
+        return self._about(ev.Forgotten, job, now, seen=job.seen)
+
+    def rules_activated(self, version: int, now: Now) -> bytes:
+        return encode_line(
+            ev.RulesActivated(
+                id=self._id(), epoch=self.epoch, actor=self._actor, version=version, at=now.log_ms
+            )
+        )
+
     def cancelled(self, job: Job, now: Now) -> bytes:
         return self._about(ev.Cancelled, job, now, lease=job.lease)
 

@@ -21,13 +21,16 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from penstock.core.rules import RULES, RulesTable, newest
 from penstock.log.port import Record
 from penstock.orchestrator.dispatcher import Dispatcher
 from penstock.orchestrator.fleet import Fleet, Session
 from penstock.orchestrator.leadership import BEAT_EVERY_MS, Peers
 from penstock.orchestrator.outputs import Forward, Now, Outputs
 from penstock.orchestrator.partition import PartitionMachine
-from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Signal
+from penstock.orchestrator.retention import KEEP_FOR_EVER, Forgetting, Retention
+from penstock.orchestrator.upgrade import RulesUpgrade
+from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Serving, Signal
 from penstock.state.partition_store import PartitionStore
 
 SWEEP_EVERY_MS = 250
@@ -67,6 +70,8 @@ class OrchestratorMachine:
         generation: of the log; the high bits of every fence.
         worker_partitions: how many the workers topic has.
         settle_ms: how long to listen for others before claiming anything.
+        retention: when jobs that have ended are forgotten.
+        rules: those that this program has.
     """
 
     def __init__(
@@ -79,11 +84,15 @@ class OrchestratorMachine:
         generation: int = 0,
         worker_partitions: int = 1,
         settle_ms: int = 0,
+        retention: Retention = KEEP_FOR_EVER,
+        rules: RulesTable = RULES,
     ) -> None:
         self.name, self.incarnation = name, incarnation
         self.fleet = Fleet(incarnation)
         self.peers = Peers(incarnation)
         self._dispatcher = Dispatcher(self.fleet)
+        self.forgetting = Forgetting(retention)
+        self.upgrade = RulesUpgrade(newest(rules), now.mono_ms)
         self.partitions = {
             store.identity.partition: PartitionMachine(store, self.fleet, name, incarnation, generation)
             for store in stores
@@ -105,6 +114,7 @@ class OrchestratorMachine:
         out = Outputs()
         if now.mono_ms - self._stepped_ms > STALL_MS:
             self.peers.unheard(now.mono_ms)
+            self.upgrade.unheard(now.mono_ms)
         self._stepped_ms = now.mono_ms
         for record in inputs.records:
             self.partitions[record.partition].fold(record, now, out)
@@ -113,6 +123,8 @@ class OrchestratorMachine:
         for signal in inputs.signals:
             if type(signal) is Beat:
                 self.peers.hear(signal, now.mono_ms)
+            elif type(signal) is Serving:
+                self.upgrade.hear(signal, now.mono_ms)
         for forward in inputs.forwarded:
             machine = self.partitions[forward.source]
             if machine.role == "leading":
@@ -121,14 +133,20 @@ class OrchestratorMachine:
         for machine in self.partitions.values():
             machine.tick(now, out)
         self._dispatcher.dispatch(self.leading, now, out)
+        self.forgetting.turn(self.leading, now, out)
         self._sweep(now, out)
         self._beat(now, out)
         for machine in self.partitions.values():
             machine.commit_if_due(now)
         return out
 
-    def next_wakeup_ms(self, now: Now) -> int:
-        """Milliseconds after which a step is due even if nothing arrives."""
+    def commit_for_readers(self, now: Now) -> None:
+        """To be called after each step where others read the stores: let them see what was folded."""
+        for machine in self.partitions.values():
+            machine.commit_for_readers(now)
+
+    def next_wakeup_ms(self, now: Now, *, readers: bool = False) -> int:
+        """Milliseconds after which a step is due even if nothing arrives; ``readers``: or a commit for them."""
         wait = (
             min(
                 self._beat_ms + BEAT_EVERY_MS,
@@ -137,7 +155,12 @@ class OrchestratorMachine:
             )
             - now.mono_ms
         )
+        turn_ms = self.forgetting.next_turn_ms()
+        if turn_ms is not None:
+            wait = min(wait, turn_ms - now.mono_ms)
         for machine in self.partitions.values():
+            if readers and machine.readers_due_ms is not None:
+                wait = min(wait, machine.readers_due_ms - now.mono_ms)
             timer_ms = machine.next_timer_ms()
             if timer_ms is not None:
                 wait = min(wait, timer_ms - now.log_ms)
@@ -164,7 +187,7 @@ class OrchestratorMachine:
             return
         live = self.peers.live(now.mono_ms)
         for number, machine in self.partitions.items():
-            if machine.role == "leading" or not machine.caught_up:
+            if machine.role == "leading" or not machine.may_be_led:
                 continue
             if now.mono_ms - machine.announced_ms < self.peers.announce_again_ms(number):
                 continue
@@ -177,6 +200,7 @@ class OrchestratorMachine:
         if isinstance(report, Echo):
             if report.incarnation == self.incarnation:
                 self._echoes[partition] = now.mono_ms
+                self.forgetting.clock_known = True
             return
         session = self.fleet.hear(report, now.mono_ms)
         if session is None:
@@ -254,6 +278,7 @@ class OrchestratorMachine:
             return
         stalled = now.mono_ms - self._swept_ms > DEAF_AFTER_MS and self._swept_ms > 0
         self._swept_ms = now.mono_ms
+        self.upgrade.turn(self.leading, self.peers.live(now.mono_ms), now, out)
         hearing = not stalled and now.mono_ms - min(self._echoes.values()) <= DEAF_AFTER_MS
         if hearing and not self._hearing:
             for machine in self.leading:
@@ -287,9 +312,11 @@ class OrchestratorMachine:
                 orchestrator=self.name,
                 incarnation=self.incarnation,
                 leads={machine.number: machine.epoch for machine in self.leading},
-                caught_up=tuple(number for number, machine in self.partitions.items() if machine.caught_up),
+                caught_up=tuple(number for number, machine in self.partitions.items() if machine.may_be_led),
                 backlog=dict(backlog),
                 at=now.log_ms,
+                rules=self.upgrade.supported,
+                active_rules={machine.number: machine.store.state.rules for machine in self.leading},
             )
         )
 

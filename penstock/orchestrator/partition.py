@@ -34,13 +34,19 @@ from penstock.orchestrator.timers import Timers
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
 from penstock.schemas.messages import Holding
-from penstock.schemas.position import pack, unpack
+from penstock.schemas.position import ordinal, unpack
 from penstock.state.partition_store import PartitionStore
 
 COMMIT_TOUCHED = 20_000
 COMMIT_BYTES = 32 * 1024 * 1024
 COMMIT_EVERY_MS = 2_000
+READERS_WAIT_MS = 25
+"""How long readers may be behind the fold when nobody waits for it: a job that is done by then is written only once."""
+
 AGAIN_MS = 5_000
+
+NO_MORE = frozenset({"surplus", "shutdown", "drained"})
+"""Who gives a job back for one of these reasons is given no other in its place."""
 
 Role = Literal["following", "announced", "leading"]
 
@@ -53,7 +59,8 @@ class PartitionMachine:
         fleet: the workers that this orchestrator hears, shared by all of its partitions.
         orchestrator: its name, for people.
         incarnation: of its process.
-        generation: of the log; the high bits of every fence.
+        generation: of the log; the high bits of every fence. It leads no partition that is of another, for that is
+            still being copied.
     """
 
     def __init__(
@@ -68,8 +75,9 @@ class PartitionMachine:
         self._fleet = fleet
         self._incarnation = incarnation
         self._lines = LeaderLines(self.number, orchestrator, incarnation)
-        self._courier = Courier(store, generation)
-        self._index = Index(store.store, lambda: pack(store.next_offset, 0))
+        self._generation = generation
+        self._courier = Courier(store)
+        self._index = Index.of(store)
         self._committed_ms = 0
         self._batches = count(1)
         self._reset()
@@ -87,14 +95,29 @@ class PartitionMachine:
 
     def commit(self) -> None:
         """Write what was folded, and the rows derived from it, in one batch."""
-        self.store.commit(self._index.write)
+        self.store.commit()
 
     def commit_if_due(self, now: Now) -> None:
         store = self.store
         full = store.touched >= COMMIT_TOUCHED or store.pending_bytes >= COMMIT_BYTES
         if full or (store.touched and now.mono_ms - self._committed_ms >= COMMIT_EVERY_MS):
-            self.commit()
-            self._committed_ms = now.mono_ms
+            self._commit_at(now)
+
+    def commit_for_readers(self, now: Now) -> None:
+        """Where others read what is folded here: commit at once if somebody waits, else soon."""
+        if self.readers_due_ms is not None and (self.store.awaited or now.mono_ms >= self.readers_due_ms):
+            self._commit_at(now)
+
+    @property
+    def readers_due_ms(self) -> int | None:
+        """When, by monotonic time, readers are to see what is folded; None where they see it."""
+        store = self.store
+        behind = store.next_offset != store.committed_offset
+        return self._committed_ms + READERS_WAIT_MS if behind else None
+
+    def _commit_at(self, now: Now) -> None:
+        self.commit()
+        self._committed_ms = now.mono_ms
 
     # Folding
 
@@ -102,7 +125,6 @@ class PartitionMachine:
         """Fold a record of this partition and react to each of its lines."""
         claimed: int | None = None
         for folded in self.store.fold(record):
-            self._index.note(folded)
             if self.role == "leading":
                 self._react(folded, now, out)
             if type(folded.event) is ev.LeaderAnnounced:
@@ -123,7 +145,13 @@ class PartitionMachine:
         if self.role == "leading":
             self._step_down(out)
         self.role = "following"
-        return folded.position if mine else None
+        return ordinal(self._generation, folded.position) if mine else None
+
+    @property
+    def may_be_led(self) -> bool:
+        """Whether it is folded to where the log ended at the start, and is no copy that is not sealed yet."""
+        state = self.store.state
+        return self.caught_up and state.generation == self._generation and not state.copying
 
     def announce(self, now: Now, out: Outputs) -> None:
         """Claim the partition. It leads once the claim is folded and accepted."""
@@ -162,7 +190,9 @@ class PartitionMachine:
     def _react(self, folded: Folded, now: Now, out: Outputs) -> None:
         event, before, after = folded.event, folded.before, folded.after
         if type(event) is ev.Forwarded:
-            self._forwarder.struck_off(event.line_position)
+            # A deposed leader's is refused by the fold: the line still waits to be struck off.
+            if folded.outcome in ("applied", "duplicate"):
+                self._forwarder.struck_off(event.line_position)
         elif folded.outcome == "applied":
             if type(event) is ev.Leased and after is not None:
                 self._granted(after, now, folded.time_ms, out)
@@ -170,7 +200,7 @@ class PartitionMachine:
             if before is not None and before.state == "active":
                 self._held(folded, before, after, now, out)
             if after is not None and (before is None or before.state != after.state):
-                self._moved(after, folded.position)
+                self._moved(after)
         elif type(event) is ev.Leased:
             self._lease_refused(event)
         elif folded.outcome == "misrouted":
@@ -178,10 +208,10 @@ class PartitionMachine:
         elif folded.outcome == "quarantined":
             out.quarantine.append(QuarantineNote(self.number, *quarantine_note(folded)))
 
-    def _moved(self, job: Job, position: int) -> None:
+    def _moved(self, job: Job) -> None:
         """A job has come into another state: remember what has to happen next."""
         if job.state == "ready":
-            self._backlog.push(job, position)
+            self._backlog.push(job)
         elif job.state == "dead" and not job.dead_lettered:
             self._owed[job.key] = 0
         self._timers.add(job)
@@ -199,7 +229,7 @@ class PartitionMachine:
         event = folded.event
         if lease is None:
             return
-        if type(event) is ev.Returned and event.reason == "surplus":
+        if type(event) is ev.Returned and event.reason in NO_MORE:
             lease.session.close_surplus()
         elif type(event) is ev.LeaseExpired or type(event) is ev.Cancelled:
             reason = "timeout" if type(event) is ev.LeaseExpired and event.reason == "timeout" else "expired"
@@ -371,6 +401,14 @@ class PartitionMachine:
                     out.lines[self.number].append(self._lines.cancelled(job, now))
         for key in self._proposals.lost(now.mono_ms):
             self._give_up(key)
+
+    def forget(self, job: Job, now: Now, out: Outputs) -> None:
+        """Propose that an ended job leave the state."""
+        out.lines[self.number].append(self._lines.forgotten(job, now))
+
+    def activate_rules(self, version: int, now: Now, out: Outputs) -> None:
+        """Propose that the partition follow these rules from here on."""
+        out.lines[self.number].append(self._lines.rules_activated(version, now))
 
     def noted(self, position: int) -> None:
         """The refused line at a packed position stands on the quarantine topic: it is owed no longer."""

@@ -3,7 +3,7 @@
 ===========  =====================  ===================================================================
 family       key                    value
 ===========  =====================  ===================================================================
-``backlog``  ``r`` lane, order      job key, of a ready job
+``backlog``  ``r`` lane, place      none; a ready job: its place is its order, then its job key
 ``backlog``  ``a`` job key          none; a leased job
 ``backlog``  ``d`` job key          none; a dead job whose record is still owed
 ``backlog``  ``q`` position         a refused line, until it was read back from the quarantine topic
@@ -14,9 +14,9 @@ family       key                    value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -25,6 +25,8 @@ from penstock.core.partition import Folded
 from penstock.log.kv import Batch, KeyValueStore
 from penstock.schemas.events import PRIORITIES
 from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
+from penstock.schemas.position import pack
+from penstock.state.partition_store import PartitionStore
 
 BACKLOG = "backlog"
 TIMERS = "timers"
@@ -32,6 +34,8 @@ FAMILIES = (BACKLOG, TIMERS)
 
 READY, ACTIVE, DEAD, COUNTS, REFUSED = b"r", b"a", b"d", b"c", b"q"
 DUE, EXPIRY = b"d", b"x"
+
+_ORDER_BYTES = 8
 
 RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 
@@ -55,8 +59,19 @@ class Lane(NamedTuple):
         )  # fmt: skip
 
 
+_lanes: dict[tuple[str, str, str, str], Lane] = {}
+_MOST_LANES = 10_000
+
+
 def lane_of(job: Job) -> Lane:
-    return Lane(job.pool, RANK[job.priority], job.queue, job.job_type)
+    """The job's lane. Asked for several times a job, so the same ones are handed out again."""
+    name = (job.pool, job.priority, job.queue, job.job_type)
+    lane = _lanes.get(name)
+    if lane is None:
+        if len(_lanes) >= _MOST_LANES:
+            _lanes.clear()
+        lane = _lanes[name] = Lane(job.pool, RANK[job.priority], job.queue, job.job_type)
+    return lane
 
 
 def rows_of(job: Job | None) -> tuple[_Row, ...]:
@@ -66,7 +81,7 @@ def rows_of(job: Job | None) -> tuple[_Row, ...]:
     key = job.key.encode()
     rows: list[_Row] = []
     if job.state == "ready":
-        rows.append((BACKLOG, lane_of(job).prefix + job.order.to_bytes(8, "big"), key))
+        rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order, job.key), b""))
     elif job.state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
     elif job.state == "dead" and not job.dead_lettered:
@@ -76,6 +91,14 @@ def rows_of(job: Job | None) -> tuple[_Row, ...]:
     if job.expires_at_ms and job.state in WAITING:
         rows.append((TIMERS, timer_key(job.expires_at_ms, EXPIRY, key), b""))
     return tuple(rows)
+
+
+def place_of(order: int, key: str = "") -> bytes:
+    """Where a ready job stands in its lane; without a key, where jobs of that order begin.
+
+    Two jobs may have one order: those that a copied log brought together from several partitions.
+    """
+    return order.to_bytes(_ORDER_BYTES, "big") + key.encode()
 
 
 def timer_key(time_ms: int, kind: bytes, key: bytes) -> bytes:
@@ -112,19 +135,29 @@ class Index:
         )
         self.ready: dict[Lane, int] = {Lane(*lane): jobs for lane, jobs in pairs}
 
-    def note(self, folded: Folded) -> None:
-        """Take one folded line into account."""
-        before, after = folded.before, folded.after
-        if folded.outcome == "quarantined":
-            self._refused[folded.position] = quarantine_note(folded)
-        if before is after:
-            return
-        known = self._changed.get(folded.key)
-        self._changed[folded.key] = (before if known is None else known[0], after)
-        was = before is not None and before.state == "ready"
-        now = after is not None and after.state == "ready"
-        if was != now:
-            self._count(lane_of(after if now else before), 1 if now else -1)  # type: ignore[arg-type]  # the one that is ready is a job
+    @classmethod
+    def of(cls, store: PartitionStore) -> Self:
+        """The index of a store, kept from now on with all that is folded into it."""
+        index = cls(store.store, lambda: pack(store.next_offset, 0))
+        store.attach("orchestrator", index)
+        return index
+
+    def take(self, folded: Sequence[Folded]) -> None:
+        """Take folded lines into account."""
+        changed = self._changed
+        for line in folded:
+            before, after = line.before, line.after
+            if line.outcome == "quarantined":
+                self._refused[line.position] = quarantine_note(line)
+            if before is after:
+                continue
+            known = changed.get(line.key)
+            changed[line.key] = (before if known is None else known[0], after)
+            if before is not None and before.state == "ready":
+                if after is None or after.state != "ready":
+                    self._count(lane_of(before), -1)
+            elif after is not None and after.state == "ready":
+                self._count(lane_of(after), 1)
 
     def _count(self, lane: Lane, change: int) -> None:
         jobs = self.ready.get(lane, 0) + change
@@ -154,17 +187,25 @@ class Index:
         for position in [position for position in self._noted if position < folded_until]:
             batch.delete(BACKLOG, REFUSED + position.to_bytes(8, "big"))
             self._noted.discard(position)
+
+    def written(self) -> None:
+        """What was taken is stored."""
         self._changed.clear()
         self._refused.clear()
 
+    @property
+    def awaited(self) -> bool:
+        """A leader decides by what is in memory."""
+        return False
+
     # Reading: only what was committed
 
-    def ready_after(self, lane: Lane, order: int, limit: int) -> Iterator[tuple[int, str]]:
-        """Order and key of a lane's committed jobs with an order of at least ``order``."""
+    def ready_from(self, lane: Lane, place: bytes, limit: int) -> Iterator[tuple[int, str]]:
+        """Order and key of a lane's committed jobs that stand at ``place`` or behind it."""
         prefix = lane.prefix
-        stop = prefix + b"\xff" * 8
-        for key, value in self._kv.scan(BACKLOG, prefix + order.to_bytes(8, "big"), stop, limit=limit):
-            yield int.from_bytes(key[-8:], "big"), value.decode()
+        begin = len(prefix) + _ORDER_BYTES
+        for key, _ in self._kv.scan(BACKLOG, prefix + place, prefix + b"\xff" * _ORDER_BYTES, limit=limit):
+            yield int.from_bytes(key[begin - _ORDER_BYTES : begin], "big"), key[begin:].decode()
 
     def noted(self, position: int) -> None:
         """A refused line stands on the quarantine topic; perhaps it is not folded here yet."""

@@ -13,32 +13,37 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
+from penstock.core.rules import RULES, RulesTable
 from penstock.log.bundler import Bundler
-from penstock.log.namespace import Namespace
+from penstock.log.namespace import Namespace, wanted_rules
 from penstock.log.port import Log, Record
 from penstock.log.supervision import supervise, tell
 from penstock.orchestrator.clock import LogClock
 from penstock.orchestrator.machine import Inputs, OrchestratorMachine
 from penstock.orchestrator.outbox import Outbox, QuarantineLine
 from penstock.orchestrator.outputs import Forward
+from penstock.orchestrator.retention import KEEP_FOR_EVER, Retention
 from penstock.orchestrator.rows import FAMILIES
 from penstock.schemas.errors import InvalidCursor, PenstockError
 from penstock.schemas.ids import ulid
 from penstock.schemas.messages import Echo, Report, Signal, decode_reports, decode_signals
 from penstock.schemas.position import parse
 from penstock.schemas.topics import BROADCAST
+from penstock.state.keeping import StateKeeper
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
+from penstock.state.snapshots import Snapshots
+from penstock.state.snapshots_restoring import StateKind, open_partitions
 
 _log = logging.getLogger("penstock.orchestrator")
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the rows that the orchestrator derives."""
 
 READ_BACK_MS = 5_000
@@ -48,8 +53,38 @@ STEP_RECORDS = 64
 """Records folded in one step at most, so that the loop is never held for long."""
 
 INBOX_RECORDS = 512
+TURNS = 4
+"""Of the event loop, until an append is on its way."""
+
+
+def shared_layout(readers: int) -> int:
+    """Version of the rows in stores that have an orchestrator's and its readers'."""
+    return LAYOUT * 1_000 + readers
+
 
 _decode_quarantined = msgspec.json.Decoder(QuarantineLine).decode
+
+
+class Readers(Protocol):
+    """Those who read the orchestrator's own stores: one fold, one commit, for deciding and for answering."""
+
+    @property
+    def families(self) -> Sequence[str]:
+        """Families of their rows."""
+        ...
+
+    @property
+    def layout(self) -> int:
+        """Version of their rows."""
+        ...
+
+    def attach(self, store: PartitionStore) -> None:
+        """A store is open, and about to be folded."""
+        ...
+
+    def detach(self) -> None:
+        """The stores are about to be closed."""
+        ...
 
 
 class Orchestrator:
@@ -61,6 +96,10 @@ class Orchestrator:
         data_dir: folder of its state, one sub-folder a partition; may be deleted at any time while it is stopped.
         name: shown to people; the host and process by default.
         settle_ms: how long to listen for other orchestrators before leading; 0 where there can be none.
+        retention: when jobs that have ended are forgotten; never by default.
+        readers: whoever answers from the same stores.
+        snapshots: taken of the partitions that it leads, and restored from where a folder is missing or too old.
+        rules: those that this program has.
     """
 
     def __init__(
@@ -71,7 +110,11 @@ class Orchestrator:
         *,
         name: str = "",
         settle_ms: int = 1_200,
+        retention: Retention = KEEP_FOR_EVER,
+        readers: Readers | None = None,
+        snapshots: Snapshots | None = None,
         store_factory: StoreFactory = rocks_store,
+        rules: RulesTable = RULES,
     ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self.incarnation = ulid(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
@@ -81,7 +124,17 @@ class Orchestrator:
         self._topics = namespace.topics
         self._data_dir = Path(data_dir)
         self._settle_ms = settle_ms
-        self._store_factory = store_factory
+        self._retention = retention
+        self._readers = readers
+        self._snapshots = snapshots
+        self._kind = (
+            StateKind("orchestrator", FAMILIES, LAYOUT, store_factory, rules)
+            if readers is None
+            else StateKind(
+                "node", (*FAMILIES, *readers.families), shared_layout(readers.layout), store_factory, rules
+            )
+        )
+        self._keeper: StateKeeper | None = None
         self._clock = LogClock()
         self._bundler = Bundler(log, self._topics.jobs)
         self._outbox = Outbox(log, self._topics, self._bundler, self._forward_landed)
@@ -104,7 +157,19 @@ class Orchestrator:
         except BaseException:
             await self._close()
             raise
-        for name, work in (("jobs", self._read_jobs), ("hints", self._read_hints), ("steps", self._run)):
+        self._keeper = StateKeeper(
+            self._kind.name,
+            self._stores,
+            caught_up=lambda store: store.partition not in self._ends,
+            mine=lambda store: self.machine.partitions[store.partition].role == "leading",
+            snapshots=self._snapshots,
+        )
+        for name, work in (
+            ("jobs", self._read_jobs),
+            ("hints", self._read_hints),
+            ("steps", self._run),
+            ("keeper", self._keeper.run),
+        ):
             self._tasks.append(supervise(work(), f"orchestrator-{name}", self._ended))
         return self
 
@@ -123,21 +188,17 @@ class Orchestrator:
 
     async def _open(self) -> None:
         topics = self._topics
+        places: list[tuple[Path, StoreIdentity]] = []
         for partition in range(topics.partitions):
             identity = StoreIdentity(
                 self._log.cluster_id, topics.jobs, partition, topics.partitions, self._namespace.generation
             )
-            store = PartitionStore.open(
-                self._data_dir / str(partition),
-                identity=identity,
-                extra=FAMILIES,
-                layout=LAYOUT,
-                store_factory=self._store_factory,
-            )
-            self._stores.append(store)
-            await store.verify_last_record(self._log)
-            self._ends[partition] = (await self._log.bounds(topics.jobs, partition)).end
-            await asyncio.sleep(0)
+            places.append((self._data_dir / str(partition), identity))
+        self._stores = await open_partitions(self._log, places, self._kind, self._snapshots)
+        for store in self._stores:
+            if self._readers is not None:
+                self._readers.attach(store)
+            self._ends[store.partition] = (await self._log.bounds(topics.jobs, store.partition)).end
         await self._bundler.__aenter__()
         self.machine = OrchestratorMachine(
             self.name,
@@ -147,14 +208,22 @@ class Orchestrator:
             generation=self._namespace.generation,
             worker_partitions=topics.worker_partitions,
             settle_ms=self._settle_ms,
+            retention=self._retention,
+            rules=self._kind.rules,
         )
         self._note_caught_up()
 
     async def _close(self) -> None:
         await self._bundler.__aexit__(None, None, None)
+        if self._readers is not None:
+            self._readers.detach()
         for store in self._stores:
             store.close()
         self._stores.clear()
+
+    def snapshot_numbers(self) -> Mapping[str, float]:
+        """About the snapshots of this process, for metrics."""
+        return {} if self._keeper is None else self._keeper.numbers()
 
     def _ended(self, error: BaseException) -> None:
         """Whatever ends a loop ends the service, and is handed on."""
@@ -187,7 +256,8 @@ class Orchestrator:
         starts = {(topics.signals, BROADCAST): (await self._log.bounds(topics.signals, BROADCAST)).end}
         for partition in range(topics.worker_partitions):
             starts[topics.workers, partition] = await self._log.offset_at(topics.workers, partition, since_ms)
-        starts[topics.quarantine, 0] = (await self._log.bounds(topics.quarantine, 0)).start
+        for topic in (topics.quarantine, topics.control):
+            starts[topic, 0] = (await self._log.bounds(topic, 0)).start
         async with self._log.tail(starts) as tail:
             while True:
                 records = await tail.poll(1_000)
@@ -204,6 +274,8 @@ class Orchestrator:
                 self._reports.append((record.partition, report))
         elif record.topic == self._topics.signals:
             self._signals.extend(decode_signals(record.value))
+        elif record.topic == self._topics.control:
+            self.machine.upgrade.want(wanted_rules(record.value))
         else:
             self._take_quarantined(record.value)
 
@@ -225,7 +297,8 @@ class Orchestrator:
 
     async def _run(self) -> None:
         while True:
-            wait_ms = self.machine.next_wakeup_ms(self._clock.now())
+            readers = self._readers is not None
+            wait_ms = self.machine.next_wakeup_ms(self._clock.now(), readers=readers)
             if not self._records and not self._arrived.is_set() and wait_ms > 0:
                 try:
                     async with asyncio.timeout(wait_ms / 1_000):
@@ -236,6 +309,11 @@ class Orchestrator:
                 await asyncio.sleep(0)
             self._arrived.clear()
             self._step()
+            if readers:
+                # What was decided is on its way first, and who asked for something meanwhile is heard.
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+                self.machine.commit_for_readers(self._clock.now())
 
     def _step(self) -> None:
         records = self._next_records()

@@ -6,15 +6,21 @@ views can never be at another offset than the state.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from hashlib import sha256
+
+from msgspec import Struct
 
 from penstock.core.job import Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch
 from penstock.log.port import Record
 from penstock.projections.groups import Groups
+from penstock.projections.retention import forgotten_key
 from penstock.projections.rows import (
     ERRORS,
+    FORGOTTEN,
     HISTORY,
     INDEX,
     KEPT_REFUSED,
@@ -32,6 +38,7 @@ from penstock.projections.rows import (
     number,
 )
 from penstock.projections.views import SHOWN_ERRORS, ErrorRow, error_of
+from penstock.projections.waiting import OffsetWaiters
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
 from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
@@ -51,18 +58,36 @@ class _Touched:
         self.lines = [line]
 
 
+class ProjectionNumbers(Struct, kw_only=True):
+    """What a projection has done since it started, for metrics."""
+
+    records: int = 0
+    lines: int = 0
+    commits: int = 0
+    fold_s: float = 0.0
+    commit_s: float = 0.0
+    waits: int = 0
+    waits_behind: int = 0
+
+
 class Projector:
     """Folds one partition into its store and views. Use from one thread."""
 
-    def __init__(self, store: PartitionStore) -> None:
+    def __init__(self, store: PartitionStore, numbers: ProjectionNumbers | None = None) -> None:
         self.store = store
+        self.numbers = numbers or ProjectionNumbers()
         self.groups = Groups(store.store)
-        self._lines_folded = 0
         self._touched: dict[str, _Touched] = {}
         self._refused: dict[str, list[tuple[int, RefusedRow]]] = {}
         self._refused_counts: dict[str, int] = {}
         self._errors: dict[str, list[ErrorRow]] = {}
         self._quarantined: list[tuple[int, QuarantineRow]] = []
+        self._forgotten: list[tuple[bytes, str]] = []
+        self.waiters = OffsetWaiters()
+        """Who waits for a position of this partition."""
+        self.applied_at_ms = 0
+        """When the last commit was made, Unix ms."""
+        store.attach("read model", self)
 
     @property
     def dirty(self) -> bool:
@@ -71,8 +96,12 @@ class Projector:
 
     def fold(self, record: Record) -> None:
         """Fold one record in memory. Raises UnknownRules."""
-        folded = self.store.fold(record)
-        self._lines_folded += len(folded)
+        self.store.fold(record)
+
+    def take(self, folded: Sequence[Folded]) -> None:
+        """Lines were folded."""
+        self.numbers.records += 1
+        self.numbers.lines += len(folded)
         touched = self._touched
         for line in folded:
             if line.outcome != "applied":
@@ -92,20 +121,28 @@ class Projector:
                 self._keep_error(line)
             elif line.after is None:
                 self._errors[key] = []
-
-    def take_lines_folded(self) -> int:
-        """Lines folded since the last call."""
-        lines, self._lines_folded = self._lines_folded, 0
-        return lines
+                self._forgotten.append((forgotten_key(line.time_ms, line.position), key))
 
     def commit(self) -> None:
         """Write all that was folded."""
-        self.store.commit(self._write)
+        self.store.commit()
+
+    def written(self) -> None:
+        """What was taken is stored: tell those who wait for it."""
         self._touched.clear()
         self._refused.clear()
         self._refused_counts.clear()
         self._errors.clear()
         self._quarantined.clear()
+        self._forgotten.clear()
+        self.numbers.commits += 1
+        self.applied_at_ms = time.time_ns() // 1_000_000
+        self.waiters.reached(self.store.committed_offset)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader waits for what is folded."""
+        return self.waiters.awaits(self.store.next_offset)
 
     # What is rare
 
@@ -145,7 +182,8 @@ class Projector:
 
     # Writing
 
-    def _write(self, batch: Batch) -> None:
+    def write(self, batch: Batch) -> None:
+        """Put the rows of what was taken into a commit."""
         put = batch.put
         for key, touched in self._touched.items():
             lines = touched.lines
@@ -159,6 +197,8 @@ class Projector:
             self._write_refused(batch, key, rows)
         for position, row in self._quarantined:
             put(QUARANTINE, number(position), encode(row))
+        for row, key in self._forgotten:
+            put(FORGOTTEN, row, key.encode())
         self.groups.write(batch)
 
     def _write_index(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:

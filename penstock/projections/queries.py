@@ -74,10 +74,18 @@ class PartitionQueries:
         jobs = [None if row is None else decode_job_row(row) for row in rows]
         bodies = self._bodies(keys, jobs)
         errors = self._kv.multi_get(ERRORS, [key.encode() for key in keys])
+        log = self._store.state
         return [
             None
             if job is None
-            else job_view(job, self.partition, found, () if failed is None else decode_errors(failed))
+            else job_view(
+                job,
+                self.partition,
+                found,
+                () if failed is None else decode_errors(failed),
+                generation=log.generation,
+                sealed_at=log.sealed_at,
+            )
             for job, found, failed in zip(jobs, bodies, errors, strict=True)
         ]
 

@@ -15,7 +15,7 @@ from penstock.projections.projector import Projector
 from penstock.projections.service import COMMIT_BYTES, COMMIT_ROWS, projection_store
 from penstock.schemas.errors import DigestMismatch
 from penstock.schemas.topics import Topics
-from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
+from penstock.state.partition_store import PartitionStore, StoreIdentity
 
 POLL_MS = 500
 SLICE_S = 0.02
@@ -44,12 +44,13 @@ async def rebuild_partition(
     *,
     until_offset: int | None = None,
     generation: int = 0,
-    store_factory: StoreFactory = rocks_store,
+    open_store: Callable[[Path, StoreIdentity], PartitionStore] = projection_store,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Rebuilt:
     """Fold a partition into the projection's folder ``folder``, from where that stands (nowhere, if it is new).
 
     Args:
+        open_store: opens the partition's store below the folder, with views of others in it where it has them.
         until_offset: fold what is below it; up to the log's end as of now where None.
         on_progress: called after each commit with the next offset and the one to reach.
 
@@ -61,7 +62,7 @@ async def rebuild_partition(
     identity = StoreIdentity(log.cluster_id, topics.jobs, partition, topics.partitions, generation)
     end = (await log.bounds(topics.jobs, partition)).end
     goal = end if until_offset is None else min(until_offset, end)
-    with projection_store(folder, identity, store_factory) as store:
+    with open_store(Path(folder), identity) as store:
         await store.verify_last_record(log)
         await _fold_until(log, store, goal, on_progress)
         return _result(store)

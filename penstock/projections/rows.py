@@ -10,6 +10,7 @@ errors     job key                                        the newest failures
 index      group number, created_at, job id               nothing
 counters   group number                                   group's name and how many jobs it has
 quarantine position                                       time, reason, message, SHA-256, size, first bytes
+forgotten  time, position of a ``Forgotten``              job key
 ========== ============================================== ============================================================
 
 Numbers in keys are big-endian: 4 bytes for groups, 8 for times and packed positions. No job key contains NUL.
@@ -21,16 +22,17 @@ import msgspec
 
 from penstock.projections.views import ErrorRow
 
-HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE = (
+HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE, FORGOTTEN = (
     "history",
     "refused",
     "errors",
     "index",
     "counters",
     "quarantine",
+    "forgotten",
 )
-FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE)
-LAYOUT = 1
+FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE, FORGOTTEN)
+LAYOUT = 2
 """Version of these rows; a store with another is folded anew."""
 
 KEPT_REFUSED = 20

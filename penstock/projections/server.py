@@ -12,11 +12,12 @@ from typing import Any, Self
 import msgspec
 from msgspec import Raw
 
+from penstock.core.rules import RULES, RulesTable, newest
 from penstock.log.port import Log
 from penstock.log.supervision import supervise, tell
 from penstock.projections import protocol
 from penstock.projections.protocol import Request, Response
-from penstock.projections.service import ProjectionService
+from penstock.projections.read_model import ReadModelService
 from penstock.schemas.errors import BadRequest, InvalidField, LogError, PenstockError, ReadModelUnavailable
 from penstock.schemas.messages import Serving, encode_messages
 from penstock.schemas.topics import BROADCAST
@@ -31,7 +32,7 @@ MAX_UNDER_WAY = 1_000
 
 
 class ReadServer:
-    """Serves a :class:`ProjectionService` on ``host:port``.
+    """Serves a :class:`ReadModelService` on ``host:port``.
 
     Args:
         name: of this process, in its announcements. ``incarnation`` tells its lives apart.
@@ -43,7 +44,7 @@ class ReadServer:
 
     def __init__(
         self,
-        service: ProjectionService,
+        service: ReadModelService,
         log: Log,
         *,
         name: str,
@@ -51,8 +52,10 @@ class ReadServer:
         host: str = "127.0.0.1",
         port: int = 0,
         advertise: str = "",
+        rules: RulesTable = RULES,
     ) -> None:
         self._service = service
+        self._rules = newest(rules)
         self._log = log
         self._name = name
         self._incarnation = incarnation
@@ -111,6 +114,7 @@ class ReadServer:
             partitions=self._service.offsets,
             leaving=leaving,
             at=time.time_ns() // 1_000_000,
+            rules=self._rules,
         )
         await self._log.append(self._service.topics.signals, BROADCAST, encode_messages([serving]))
 

@@ -17,96 +17,60 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from msgspec import Struct
-
+from penstock.core.rules import RULES, RulesTable
 from penstock.log.port import Log, Record, Tail
-from penstock.log.supervision import supervise, tell
-from penstock.projections.merge import QuarantinePage
-from penstock.projections.port import (
-    CountRow,
-    HistoryPage,
-    JobsPage,
-    JobsQuery,
-    JobView,
-    PartitionStatus,
-    VerdictView,
-)
-from penstock.projections.projector import Projector
-from penstock.projections.queries import PartitionQueries
-from penstock.projections.reads import LocalReads
+from penstock.log.supervision import supervise
+from penstock.projections.read_model import Part, ReadModelService
 from penstock.projections.rows import FAMILIES, LAYOUT
-from penstock.projections.waiting import OffsetWaiters
-from penstock.schemas.errors import LogUnavailable, PenstockError, ReadBehind, ReadModelUnavailable
-from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
+from penstock.state.keeping import StateKeeper
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
-
-_log = logging.getLogger(__name__)
+from penstock.state.snapshots import Snapshots
+from penstock.state.snapshots_restoring import StateKind, open_partitions
 
 POLL_MS = 1_000
 POLL_RECORDS = 256
 SLICE_S = 0.005
-READER_STEPS = 5
-"""Turns of the event loop between two slices: a request takes about so many from the socket to its answer."""
+BUSY_LINES = 16
+LINGER_S = 0.025
+"""How long the log is left alone after a fetch of at least so many lines."""
 COMMIT_ROWS = 1_000
 COMMIT_BYTES = 8 * 1024 * 1024
-ENDS_EVERY_S = 2.0
-ENDS_FRESH_S = 0.2
-VERDICTS_A_SLICE = 200
+SNAPSHOT_KIND = "projection"
 
 
-class ProjectionNumbers(Struct, kw_only=True):
-    """What a projection has done since it started, for metrics."""
-
-    records: int = 0
-    lines: int = 0
-    commits: int = 0
-    fold_s: float = 0.0
-    commit_s: float = 0.0
-    waits: int = 0
-    waits_behind: int = 0
+def projection_path(folder: Path | str, partition: int) -> Path:
+    """Where below a projection's ``folder`` the states of a partition are."""
+    return Path(folder) / f"partition-{partition}"
 
 
 def projection_store(
     folder: Path | str, identity: StoreIdentity, store_factory: StoreFactory = rocks_store
 ) -> PartitionStore:
     """Open the read model's store of one partition below ``folder``. Raises like ``PartitionStore.open``."""
-    path = Path(folder) / f"partition-{identity.partition}"
+    path = projection_path(folder, identity.partition)
     return PartitionStore.open(
         path, identity=identity, extra=FAMILIES, layout=LAYOUT, store_factory=store_factory
     )
 
 
-class _Part:
-    """One partition: its projector, its readers, and where the log ended when last asked."""
-
-    def __init__(self, store: PartitionStore) -> None:
-        self.store = store
-        self.projector = Projector(store)
-        self.queries = PartitionQueries(store, self.projector.groups)
-        self.waiters = OffsetWaiters()
-        self.end_offset = store.next_offset
-        self.applied_at_ms = 0
-
-
-class ProjectionService:
+class ProjectionService(ReadModelService):
     """See the module. A :class:`~penstock.projections.port.ReadModel` of its own partitions.
 
     Args:
         folder: one store for each partition is kept below it.
         partitions: which to serve; all of the topic's where None.
         generation: of the log; a store of another is refused.
+        history_age_ms: how long the history of a forgotten job stays; for ever where None.
+        snapshots: taken while it runs, and restored from where a folder is missing or too old.
+        rules: those that this program has.
     """
-
-    failure: asyncio.Future[None]
-    """Gets the exception that ended the service."""
 
     def __init__(
         self,
@@ -116,20 +80,18 @@ class ProjectionService:
         *,
         partitions: Iterable[int] | None = None,
         generation: int = 0,
+        history_age_ms: int | None = None,
+        snapshots: Snapshots | None = None,
         store_factory: StoreFactory = rocks_store,
+        rules: RulesTable = RULES,
     ) -> None:
-        self.numbers = ProjectionNumbers()
-        self.topics = topics
-        self._log = log
+        super().__init__(log, topics, partitions=partitions, history_age_ms=history_age_ms)
         self._folder = Path(folder)
-        self._partitions = sorted(range(topics.partitions) if partitions is None else set(partitions))
         self._generation = generation
-        self._store_factory = store_factory
-        self._parts: dict[int, _Part] = {}
-        self._reads = LocalReads({}, topics.partitions)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._snapshots = snapshots
+        self._kind = StateKind(SNAPSHOT_KIND, FAMILIES, LAYOUT, store_factory, rules)
+        self._keeper: StateKeeper | None = None
         self._tails = contextlib.AsyncExitStack()
-        self._ends_asked_at = 0.0
 
     async def __aenter__(self) -> Self:
         """Open the stores and check each against the log.
@@ -137,40 +99,42 @@ class ProjectionService:
         Raises:
             HistoryChanged, OffsetBeyondEnd, OffsetTrimmed: a store is the fold of another history.
             StoreLocked: another process has a store.
+            BlobsUnavailable: a snapshot is needed and cannot be had.
         """
         self.failure = asyncio.get_running_loop().create_future()
         try:
-            for partition in self._partitions:
-                self._open_part(partition)
-            async with asyncio.TaskGroup() as checks:
-                for part in self._parts.values():
-                    checks.create_task(part.store.verify_last_record(self._log))
+            places = [
+                (projection_path(self._folder, partition), self._identity(partition))
+                for partition in self._partitions
+            ]
+            for store in await open_partitions(self._log, places, self._kind, self._snapshots):
+                self.attach(store)
             await self._ask_ends()
             # Entered here and not by the task: what cannot start is told to whoever starts it, and is not cut short.
             starts = {
                 (self.topics.jobs, number): part.store.next_offset for number, part in self._parts.items()
             }
             tail = await self._tails.enter_async_context(self._log.tail(starts))
-        except BaseExceptionGroup as group:
-            self._close_stores()
-            raise group.exceptions[0] from group
         except BaseException:
             self._close_stores()
             raise
-        queries = {partition: part.queries for partition, part in self._parts.items()}
-        self._reads = LocalReads(queries, self.topics.partitions)
+        self._keeper = StateKeeper(
+            SNAPSHOT_KIND,
+            [part.store for part in self._parts.values()],
+            caught_up=lambda store: not self.lags.get(store.partition),
+            snapshots=self._snapshots,
+        )
         self._tasks = [
             supervise(self._follow(tail), "projection", self._fail),
-            supervise(self._watch_ends(), "projection-ends", self._fail),
+            supervise(self._keeper.run(), "projection-keeper", self._fail),
         ]
+        self._watch()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stop_tasks()
         self._fail_waiters()
         try:
             await self._tails.aclose()
@@ -182,33 +146,39 @@ class ProjectionService:
         finally:
             self._close_stores()
 
-    def _open_part(self, partition: int) -> None:
-        identity = StoreIdentity(
+    def _identity(self, partition: int) -> StoreIdentity:
+        return StoreIdentity(
             self._log.cluster_id, self.topics.jobs, partition, self.topics.partitions, self._generation
         )
-        self._parts[partition] = _Part(projection_store(self._folder, identity, self._store_factory))
+
+    def snapshot_numbers(self) -> Mapping[str, float]:
+        """About the snapshots of this process, for metrics."""
+        return {} if self._keeper is None else self._keeper.numbers()
 
     def _close_stores(self) -> None:
-        parts, self._parts = self._parts, {}
-        self._reads = LocalReads({}, self.topics.partitions)
+        stores = [part.store for part in self._parts.values()]
+        self.detach()
         with contextlib.ExitStack() as stack:
-            for part in parts.values():
-                stack.callback(part.store.close)
+            for store in stores:
+                stack.callback(store.close)
 
     # Following the log
 
-    def _fail(self, error: BaseException) -> None:
-        _log.error("the projection ends: %s", error)
-        tell(self.failure, error)
-        self._fail_waiters()
-
-    def _fail_waiters(self) -> None:
-        for part in self._parts.values():
-            part.waiters.fail(ReadModelUnavailable("The projection has ended."))
-
     async def _follow(self, tail: Tail) -> None:
         while True:
+            lines = self.numbers.lines
             await self._fold(await tail.poll(POLL_MS, POLL_RECORDS))
+            if self.numbers.lines - lines >= BUSY_LINES:
+                await self._linger()
+
+    async def _linger(self) -> None:
+        """Let more come together, unless somebody waits: a job that is done by then is written only once."""
+        self._asked.clear()
+        if any(len(part.waiters) for part in self._parts.values()):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._asked.wait()
 
     async def _fold(self, records: Sequence[Record]) -> None:
         """Fold a fetch, slice by slice, and commit."""
@@ -219,7 +189,6 @@ class ProjectionService:
             part.projector.fold(record)
             now = time.perf_counter()
             self.numbers.fold_s += now - began
-            self.numbers.records += 1
             if part.store.touched >= COMMIT_ROWS or part.store.pending_bytes >= COMMIT_BYTES:
                 self._commit(part)
             if now - slice_began > SLICE_S:
@@ -232,144 +201,12 @@ class ProjectionService:
                     await self._let_readers_run()
                     slice_began = time.perf_counter()
 
-    async def _let_readers_run(self) -> None:
-        for _ in range(READER_STEPS):
-            await asyncio.sleep(0)
-
-    def _commit(self, part: _Part) -> None:
+    def _commit(self, part: Part) -> None:
         began = time.perf_counter()
         part.projector.commit()
         self.numbers.commit_s += time.perf_counter() - began
-        self.numbers.commits += 1
-        self.numbers.lines += part.projector.take_lines_folded()
-        part.applied_at_ms = time.time_ns() // 1_000_000
-        part.end_offset = max(part.end_offset, part.store.next_offset)
-        part.waiters.reached(part.store.committed_offset)
 
     def _commit_all(self) -> None:
         for part in self._parts.values():
             if part.projector.dirty:
                 self._commit(part)
-
-    async def _watch_ends(self) -> None:
-        """Keep the known ends of the log young, for the lag. A log that does not answer is the follower's business."""
-        while True:
-            await asyncio.sleep(ENDS_EVERY_S)
-            try:
-                await self._ask_ends()
-            except LogUnavailable as error:
-                _log.warning("the log does not tell its end: %s", error)
-
-    async def _ask_ends(self) -> None:
-        numbers = list(self._parts)
-        bounds = await asyncio.gather(*(self._log.bounds(self.topics.jobs, number) for number in numbers))
-        for number, found in zip(numbers, bounds, strict=True):
-            if number in self._parts:
-                self._parts[number].end_offset = found.end
-        self._ends_asked_at = time.monotonic()
-
-    # How far
-
-    @property
-    def offsets(self) -> dict[int, int]:
-        """Next offset to fold by partition."""
-        return {number: part.store.committed_offset for number, part in self._parts.items()}
-
-    @property
-    def lags(self) -> dict[int, int]:
-        """Records not yet folded, by partition, as of the log's end when last asked."""
-        return {
-            number: max(0, part.end_offset - part.store.committed_offset)
-            for number, part in self._parts.items()
-        }
-
-    async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
-        """See the port."""
-        self.numbers.waits += 1
-        futures: list[asyncio.Future[None]] = []
-        for number, position in positions.items():
-            part = self._part(number)
-            if part.store.committed_offset <= position.offset:
-                futures.append(part.waiters.wait(position.offset))
-        if not futures:
-            return
-        self._check_alive()
-        try:
-            done, pending = await asyncio.wait(futures, timeout=timeout_ms / 1000)
-        finally:
-            for future in futures:
-                future.cancel()
-        ended = [future.exception() for future in done]
-        error = next(filter(None, ended), None)
-        if error is not None:
-            raise error
-        if pending:
-            self.numbers.waits_behind += 1
-            raise self._behind(positions)
-
-    def _behind(self, positions: Mapping[int, Position]) -> ReadBehind:
-        behind = [
-            {
-                "partition": number,
-                "wanted": str(position),
-                "folded": self._part(number).store.committed_offset,
-                "lag_records": position.offset + 1 - self._part(number).store.committed_offset,
-            }
-            for number, position in positions.items()
-            if self._part(number).store.committed_offset <= position.offset
-        ]
-        return ReadBehind("The read model has not folded the wanted position yet.", behind=behind)
-
-    def _part(self, number: int) -> _Part:
-        part = self._parts.get(number)
-        if part is None:
-            raise ReadModelUnavailable(f"Partition {number} is not served here.", partition=number)
-        return part
-
-    def _check_alive(self) -> None:
-        if self.failure.done():
-            raise ReadModelUnavailable("The projection has ended.")
-
-    # Reads; see the port
-
-    async def job(self, tenant: str, job_id: str) -> JobView | None:
-        return self._reads.job(tenant, job_id)
-
-    async def history(
-        self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
-    ) -> HistoryPage | None:
-        return self._reads.history(tenant, job_id, limit, cursor)
-
-    async def verdicts(
-        self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
-    ) -> list[VerdictView]:
-        highest: dict[int, Position] = {}
-        for position, *_ in wanted:
-            highest[position.partition] = max(position, highest.get(position.partition, position))
-        await self.wait(highest, timeout_ms)
-        found: list[VerdictView] = []
-        for number, (position, tenant, job_id, event_id) in enumerate(wanted, 1):
-            found.append(self._reads.verdict(position, tenant, job_id, event_id))
-            if number % VERDICTS_A_SLICE == 0:
-                await asyncio.sleep(0)
-        return found
-
-    async def list_jobs(self, query: JobsQuery, partitions: Collection[int] | None = None) -> JobsPage:
-        return self._reads.list_jobs(query, partitions)
-
-    async def counts(
-        self, tenant: str = "default", partitions: Collection[int] | None = None
-    ) -> list[CountRow]:
-        return self._reads.counts(tenant, partitions)
-
-    async def quarantined(
-        self, limit: int = 100, cursor: str = "", partitions: Collection[int] | None = None
-    ) -> QuarantinePage:
-        return self._reads.quarantined(limit, cursor, partitions)
-
-    async def status(self, partitions: Collection[int] | None = None) -> list[PartitionStatus]:
-        if time.monotonic() - self._ends_asked_at > ENDS_FRESH_S:
-            with contextlib.suppress(PenstockError):
-                await self._ask_ends()
-        asked = [self._part(number) for number in (self._parts if partitions is None else partitions)]
-        return [part.queries.status(part.end_offset, part.applied_at_ms) for part in asked]

@@ -13,7 +13,7 @@ from penstock.core.job import LEASE_ENDS, Applied, Job, Place, apply
 from penstock.core.partition import Folded
 from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, ProgressView
 from penstock.schemas import events as ev
-from penstock.schemas.position import Position, unpack
+from penstock.schemas.position import Position, generation_of, unpack
 
 SHOWN_ERRORS = 20
 """The newest failures that a job's view holds; its history holds all."""
@@ -55,9 +55,19 @@ def _raw(body: bytes | None) -> Raw:
 
 
 def job_view(
-    job: Job, partition: int, bodies: JobBodies = NO_BODIES, errors: Sequence[ErrorRow] = ()
+    job: Job,
+    partition: int,
+    bodies: JobBodies = NO_BODIES,
+    errors: Sequence[ErrorRow] = (),
+    *,
+    generation: int = 0,
+    sealed_at: int = -1,
 ) -> JobView:
-    """A job as shown. ``max_attempts`` counts what a retry has added."""
+    """A job as shown. ``max_attempts`` counts what a retry has added.
+
+    What has not changed since its log was copied changed on another log: as its position the copy's seal is shown.
+    """
+    seen = job.seen if generation_of(job.seen) == generation else sealed_at
     progress = None
     if job.percent is not None or job.message:
         progress = ProgressView(job.percent, job.message)
@@ -88,7 +98,7 @@ def job_view(
         started_at=_time_or_none(job.started_at_ms),
         finished_at=_time_or_none(job.finished_at_ms),
         cancel_requested=bool(job.cancel),
-        position=str(unpack(partition, job.seen)),
+        position=str(unpack(partition, seen)),
     )
 
 

@@ -27,6 +27,10 @@ class OffsetWaiters:
         future.add_done_callback(self._done)
         return future
 
+    def awaits(self, next_offset: int) -> bool:
+        """Whether somebody waits for a record below ``next_offset``."""
+        return bool(self._heap) and self._heap[0][0] < next_offset
+
     def reached(self, next_offset: int) -> None:
         """Everything below ``next_offset`` is folded."""
         heap = self._heap

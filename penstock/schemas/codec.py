@@ -8,6 +8,8 @@ every fold's state and therefore never depend on a decoder's wording: ``too_larg
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, cast, get_args
 
 import msgspec
 
@@ -16,9 +18,6 @@ from penstock.schemas.events import AnyEvent, Event
 from penstock.schemas.limits import MAX_BUNDLE_BYTES, MAX_BUNDLE_LINES, MAX_DEPTH, MAX_LINE_BYTES
 
 _encode = msgspec.json.Encoder().encode
-_decoder = msgspec.json.Decoder(AnyEvent)
-_decode = _decoder.decode
-_decode_lines = _decoder.decode_lines
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _OPENING = frozenset(b"[{")
@@ -29,28 +28,6 @@ def encode_line(event: Event) -> bytes:
     line = _encode(event)
     # Bodies are written as they came, and may have been laid out over several lines: inside JSON that is white space.
     return line.replace(b"\n", b" ") if b"\n" in line else line
-
-
-def decode_line(line: bytes) -> AnyEvent:
-    """Decode one line.
-
-    Raises:
-        Undecodable: with ``reason`` as listed in the module.
-    """
-    if len(line) > MAX_LINE_BYTES:
-        raise Undecodable(
-            f"line of {len(line)} bytes, at most {MAX_LINE_BYTES} are allowed", reason="too_large"
-        )
-    if not line.isascii():
-        check_utf8(line)
-    if not _shallow(line) and depth_of(line) > MAX_DEPTH:
-        raise Undecodable(f"nested deeper than {MAX_DEPTH}", reason="too_deep")
-    try:
-        return _decode(line)
-    except msgspec.ValidationError as error:
-        raise Undecodable(str(error), reason=_reason_of(line)) from error
-    except msgspec.DecodeError as error:
-        raise Undecodable(str(error), reason="not_json") from error
 
 
 def check_utf8(line: bytes) -> None:
@@ -65,29 +42,6 @@ def check_utf8(line: bytes) -> None:
         raise Undecodable(f"not UTF-8: {error.reason} at byte {error.start}", reason="not_utf8") from error
 
 
-def decode_bundle(value: bytes, lines: list[bytes]) -> list[AnyEvent] | None:
-    """Events of a record, one for each of its lines, or None where the lines have to be looked at one by one.
-
-    Only a faster way to what :func:`decode_line` gives: None for whatever it might not give alike.
-
-    Args:
-        lines: what :func:`split` made of ``value``.
-    """
-    if len(lines) < _FEWEST_AT_ONCE or not value.isascii() or max(map(len, lines)) > MAX_LINE_BYTES:
-        return None
-    # Each line begins and ends as an object does. So no value can go on over the end of a line (neither an object, an
-    # array nor a string may be followed by a brace), and as many values as lines means one on each.
-    if value[:1] != b"{" or lines[-1][-1:] != b"}" or value.count(b"}\n{") != len(lines) - 1:
-        return None
-    if value.count(b"{") + value.count(b"[") > MAX_DEPTH and not all(map(_shallow, lines)):
-        return None
-    try:
-        events = _decode_lines(value)
-    except msgspec.DecodeError:
-        return None
-    return events if len(events) == len(lines) else None
-
-
 _FEWEST_AT_ONCE = 4
 
 
@@ -100,17 +54,110 @@ class _Tag(msgspec.Struct):
     type: str = ""
 
 
-_KNOWN_TYPES = frozenset(str(member.__struct_config__.tag) for member in AnyEvent.__args__)
 _tag_decoder = msgspec.json.Decoder(_Tag)
 
 
-def _reason_of(line: bytes) -> str:
-    try:
-        return "invalid" if _tag_decoder.decode(line).type in _KNOWN_TYPES else "unknown_type"
-    except msgspec.ValidationError:
-        return "invalid"
-    except msgspec.DecodeError:
-        return "not_json"
+class LineDecoder:
+    """Decodes lines as a program does that knows these events and these fields of them, and no others.
+
+    Args:
+        kinds: the types of events it knows.
+        later_fields: fields by type that it does not know: they are ignored, as any unknown field is.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[type[Event]] = get_args(AnyEvent),
+        later_fields: Mapping[type[Event], frozenset[str]] | None = None,
+    ) -> None:
+        reduced = {kind: _without(kind, names) for kind, names in (later_fields or {}).items()}
+        self._kind_of: dict[type[Any], type[Any]] = {known: kind for kind, known in reduced.items()}
+        known = [reduced.get(kind, kind) for kind in kinds]
+        self._tags = frozenset(str(kind.__struct_config__.tag) for kind in known)
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[tuple(known)])  # noqa: UP007 - made at run time
+        self._decode = decoder.decode
+        self._decode_lines = decoder.decode_lines
+
+    def decode_line(self, line: bytes) -> AnyEvent:
+        """Decode one line.
+
+        Raises:
+            Undecodable: with ``reason`` as listed in the module.
+        """
+        if len(line) > MAX_LINE_BYTES:
+            raise Undecodable(
+                f"line of {len(line)} bytes, at most {MAX_LINE_BYTES} are allowed", reason="too_large"
+            )
+        if not line.isascii():
+            check_utf8(line)
+        if not _shallow(line) and depth_of(line) > MAX_DEPTH:
+            raise Undecodable(f"nested deeper than {MAX_DEPTH}", reason="too_deep")
+        try:
+            event = self._decode(line)
+        except msgspec.ValidationError as error:
+            raise Undecodable(str(error), reason=self._reason_of(line)) from error
+        except msgspec.DecodeError as error:
+            raise Undecodable(str(error), reason="not_json") from error
+        return self._completed(event) if self._kind_of else event
+
+    def decode_bundle(self, value: bytes, lines: list[bytes]) -> list[AnyEvent] | None:
+        """Events of a record, one for each of its lines, or None where the lines have to be looked at one by one.
+
+        Only a faster way to what :meth:`decode_line` gives: None for whatever it might not give alike.
+
+        Args:
+            lines: what :func:`split` made of ``value``.
+        """
+        if len(lines) < _FEWEST_AT_ONCE or not value.isascii() or max(map(len, lines)) > MAX_LINE_BYTES:
+            return None
+        # Each line begins and ends as an object does. So no value can go on over the end of a line (neither an object,
+        # an array nor a string may be followed by a brace), and as many values as lines means one on each.
+        if value[:1] != b"{" or lines[-1][-1:] != b"}" or value.count(b"}\n{") != len(lines) - 1:
+            return None
+        if value.count(b"{") + value.count(b"[") > MAX_DEPTH and not all(map(_shallow, lines)):
+            return None
+        # What this decoder ignores may count below a line of this very record.
+        if self._kind_of:
+            return None
+        try:
+            events = self._decode_lines(value)
+        except msgspec.DecodeError:
+            return None
+        return events if len(events) == len(lines) else None
+
+    def _completed(self, event: Any) -> AnyEvent:
+        """The event as its whole type, with defaults in fields that are not known."""
+        kind = self._kind_of.get(cast("type[Any]", type(event)))
+        return event if kind is None else kind(**msgspec.structs.asdict(event))
+
+    def _reason_of(self, line: bytes) -> str:
+        try:
+            return "invalid" if _tag_decoder.decode(line).type in self._tags else "unknown_type"
+        except msgspec.ValidationError:
+            return "invalid"
+        except msgspec.DecodeError:
+            return "not_json"
+
+
+def _without(kind: type[Event], names: frozenset[str]) -> type[Any]:
+    """The type as it was before it had these fields."""
+    config = kind.__struct_config__
+    field = cast("Any", msgspec.field)
+    kept: list[tuple[str, Any, Any]] = [
+        (one.name, one.type, field(default=one.default, default_factory=one.default_factory))
+        for one in msgspec.structs.fields(kind)
+        if one.name not in names
+    ]
+    return msgspec.defstruct(
+        kind.__name__, kept, kw_only=True, frozen=True, gc=False, tag_field=config.tag_field, tag=config.tag
+    )
+
+
+_current = LineDecoder()
+decode_line = _current.decode_line
+"""As a :class:`LineDecoder` of everything that this program knows."""
+decode_bundle = _current.decode_bundle
+"""As a :class:`LineDecoder` of everything that this program knows."""
 
 
 def depth_of(line: bytes) -> int:

@@ -95,6 +95,12 @@ class JobNotFound(NotFound):
     code = "job_not_found"
 
 
+class JobForgotten(JobNotFound):
+    """The job ended so long ago that it was forgotten; its history can still be asked for."""
+
+    code = "job_forgotten"
+
+
 class Conflict(PenstockError):
     """The job's state does not allow this."""
 
@@ -153,6 +159,13 @@ class TopicMismatch(LogError):
     exit_code = 2
 
 
+class LogCopying(LogError):
+    """The log is a copy that is not complete yet: nothing may be read from it or written to it."""
+
+    code = "log_copying"
+    exit_code = 5
+
+
 class LogCorrupt(LogError):
     """The log's own storage is damaged; it is not opened, so that nothing is skipped in silence."""
 
@@ -181,6 +194,47 @@ class HistoryChanged(LogError):
     status = 500
 
 
+# Objects beside the log
+
+
+class BlobsUnavailable(PenstockError):
+    """The store of snapshots or archives does not answer."""
+
+    code = "blobs_unavailable"
+    status = 503
+    exit_code = 6
+
+
+class BlobMissing(PenstockError):
+    """The object is not in the store."""
+
+    code = "blob_missing"
+    status = 404
+    exit_code = 4
+
+
+class SnapshotDamaged(PenstockError):
+    """The snapshot is not whole: what it names is missing, or is not what was written."""
+
+    code = "snapshot_damaged"
+    exit_code = 6
+
+
+class ArchiveDamaged(PenstockError):
+    """An archive of the log does not hold what it must."""
+
+    code = "archive_damaged"
+    exit_code = 7
+
+
+class TrimRefused(PenstockError):
+    """Nothing may be trimmed: what would go is still needed."""
+
+    code = "trim_refused"
+    status = 409
+    exit_code = 5
+
+
 # Lines and rules
 
 
@@ -199,6 +253,7 @@ class UnknownRules(PenstockError):
     """The log has activated rules that this version does not know. Upgrade before going on."""
 
     code = "unknown_rules"
+    exit_code = 8
 
 
 class DigestMismatch(PenstockError):
@@ -245,6 +300,13 @@ class SettingsInvalid(PenstockError):
 
     code = "settings_invalid"
     exit_code = 2
+
+
+class DiskFailed(PenstockError):
+    """The disk did not take what was to be written, or does not give what stands on it."""
+
+    code = "disk_failed"
+    status = 503
 
 
 class StoreLocked(PenstockError):

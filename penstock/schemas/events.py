@@ -40,7 +40,8 @@ Tenant = Annotated[str, Meta(pattern=exactly(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63
 EventId = Annotated[str, Meta(max_length=256)]
 TimeMs = Annotated[int, Meta(ge=0, le=MAX_TIME_MS)]
 DurationMs = Annotated[int, Meta(ge=0, le=315_360_000_000)]
-Packed = Annotated[int, Meta(ge=-1, lt=1 << 55)]
+Packed = Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)]
+"""A packed position, with the log's generation in front where the log is a copy."""
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Short = Annotated[str, Meta(max_length=256)]
 
@@ -334,7 +335,13 @@ class RulesActivated(LeaderEvent, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class CopySealed(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """End of a copied log: above it, copied times and positions are not honoured."""
+    """End of a copy: copied times and positions count below it only. ``copy`` names the copy, ``copied_from`` its
+    source for people; ``generation`` is this log's, and ``rules`` those that it goes on with."""
+
+    copy: Short = ""
+    generation: Annotated[int, Meta(ge=0, le=255)] = 0
+    rules: Count = 1
+    copied_from: Short = ""
 
 
 AnyEvent = (

@@ -90,6 +90,19 @@ _ENDINGS = tuple(int.from_bytes((a + b).encode(), "little") for a in _CROCKFORD 
 """The last two characters of a ULID, by their ten bits, as the last half word of the hash."""
 
 
+def partitions_of_endings(beginning: str, first: int, count: int, partitions: int) -> list[int]:
+    """Partitions of ULIDs whose first 24 characters are ``beginning`` and whose last ten bits are ``first`` and the
+    ``count - 1`` that follow, at most 1,024 in all. A fraction of a microsecond each."""
+    start = _whole_words(beginning.encode(), 26)
+    m, mask = _MULTIPLIER, _MASK
+    found: list[int] = []
+    for ending in _ENDINGS[first : first + count]:
+        h = (start ^ ending) * m & mask
+        h = (h ^ h >> 13) * m & mask
+        found.append(((h ^ h >> 15) & 0x7FFFFFFF) % partitions)
+    return found
+
+
 def ending_in(beginning: str, partition: int, partitions: int) -> int | None:
     """The last ten bits (of a ULID whose first 24 characters are ``beginning``) that put it into ``partition``.
 

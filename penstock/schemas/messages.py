@@ -124,6 +124,10 @@ class Beat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="typ
     backlog: dict[str, int] = {}
     leaving: bool = False
     at: int = 0
+    rules: int = 1
+    """The highest version of the rules that this program has."""
+    active_rules: dict[int, int] = {}
+    """Version in force, by partition that it leads."""
 
 
 class Serving(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -136,6 +140,8 @@ class Serving(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     partitions: dict[int, int] = {}
     leaving: bool = False
     at: int = 0
+    rules: int = 1
+    """The highest version of the rules that this program has."""
 
 
 class Acknowledged(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):

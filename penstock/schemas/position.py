@@ -2,6 +2,10 @@
 
 Inside a partition a position is one integer, ``offset << 15 | line``. Across partitions it is the triple, written
 ``partition:offset:line``.
+
+A log that was copied begins its offsets anew, and what was decided on the old one still counts on the new one. So what
+a job's rows say of places (``seen``, ``order``, the lease's) is an *ordinal*: the packed position with the log's
+generation in front. On a log that is no copy the two are the same number.
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ from penstock.schemas.errors import InvalidCursor
 LINE_BITS = 15
 LINE_MASK = (1 << LINE_BITS) - 1
 OFFSET_BITS = 40
+PACKED_BITS = OFFSET_BITS + LINE_BITS
+PACKED_MASK = (1 << PACKED_BITS) - 1
+MAX_GENERATION = 255
 
 
 class Position(NamedTuple):
@@ -36,7 +43,8 @@ def pack(offset: int, line: int) -> int:
 
 
 def unpack(partition: int, packed: int) -> Position:
-    return Position(partition, packed >> LINE_BITS, packed & LINE_MASK)
+    """The position; of an ordinal, without its generation."""
+    return Position(partition, (packed & PACKED_MASK) >> LINE_BITS, packed & LINE_MASK)
 
 
 def parse(text: str) -> Position:
@@ -54,9 +62,19 @@ def parse(text: str) -> Position:
     raise InvalidCursor(f"{text[:60]!r} is not a position (partition:offset:line)")
 
 
-def fence(generation: int, packed: int) -> str:
-    """The fencing token of a lease: ``generation (8 bits) | offset (40) | line (15)`` in decimal; fits a BIGINT."""
-    return str((generation & 0xFF) << (OFFSET_BITS + LINE_BITS) | packed)
+def ordinal(generation: int, packed: int) -> int:
+    """A packed position with its log's generation in front: ``generation (8 bits) | offset (40) | line (15)``."""
+    return generation << PACKED_BITS | packed
+
+
+def generation_of(number: int) -> int:
+    """The generation of the log in which an ordinal was given."""
+    return number >> PACKED_BITS
+
+
+def fence(leased_at: int) -> str:
+    """The fencing token of a lease: the ordinal of its ``Leased``, in decimal. Fits a BIGINT."""
+    return str(leased_at)
 
 
 def token(positions: Iterable[Position]) -> str:

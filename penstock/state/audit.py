@@ -13,6 +13,10 @@ order. ``hash`` is a chain of its own a partition: lower-case hex of SHA-256 ove
 partition (4 bytes), offset (8), line (4), time (8; Unix ms), all big-endian, and the bytes of the line. The hash before
 the first is :func:`first_hash`, which covers what the header says.
 
+Where the log is a copy of another one, the first line of each copied record has ``copied``: base64 of the record's
+header, which tells where and when its lines stood before. Its bytes are one more link, at the line's place and before
+the line's own.
+
 So a line that was changed, moved, inserted or left out breaks the chain where it stood, and an export that was cut has
 no last line. Whoever forges the rest of a chain as well changes its final hash: keep those apart to compare with.
 """
@@ -29,6 +33,7 @@ from msgspec import Struct
 
 from penstock.log.port import Log, Record
 from penstock.schemas.codec import split
+from penstock.schemas.copies import copy_header
 from penstock.schemas.errors import LogUnavailable
 from penstock.schemas.topics import Topics
 
@@ -60,6 +65,8 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     time: int
     event: str | None = None
     event_base64: str | None = None
+    copied: str | None = None
+    """Of the first line of a copied record: the header that tells where its lines stood before, base64."""
     hash: str
 
 
@@ -185,8 +192,12 @@ class _Chain:
 
     def record(self, record: Record) -> bytes:
         written: list[bytes] = []
+        header = copy_header(record.headers) if record.headers else None
         # An empty record is one blank line, so that its place and time are in the chain.
         for number, data in enumerate(split(record.value) or [b""]):
+            copied = header if number == 0 else None
+            if copied is not None:
+                self.hash = next_hash(self.hash, record.partition, record.offset, 0, record.time_ms, copied)
             self.hash = next_hash(self.hash, record.partition, record.offset, number, record.time_ms, data)
             self.count += 1
             text, encoded = _as_text(data)
@@ -197,6 +208,7 @@ class _Chain:
                 time=record.time_ms,
                 event=text,
                 event_base64=encoded,
+                copied=None if copied is None else b64encode(copied).decode(),
                 hash=self.hash.hex(),
             )
             written.append(_encode(line))
@@ -291,6 +303,9 @@ class _Check:
             b64decode(line.event_base64, validate=True) if line.event is None and line.event_base64 else None
         )
         data = (line.event or "").encode() if data is None else data
+        if line.copied is not None:
+            header_bytes = b64decode(line.copied, validate=True)
+            previous = next_hash(previous, line.partition, line.offset, line.line, line.time, header_bytes)
         found = next_hash(previous, line.partition, line.offset, line.line, line.time, data)
         if found.hex() != line.hash:
             raise _Wrong(

@@ -8,8 +8,9 @@
 
 Records are folded in memory, many at a time; :meth:`PartitionStore.commit` then writes each touched row once, together
 with the next offset, the digests and whatever rows the owner derives, in one batch. However the process dies, what is
-found again is the state at some offset, whole. The state is disposable: a store of another version of the fold is
-thrown away and folded anew. A store of another *log* is not: that is a mistake somebody must look at.
+found again is the state at some offset, whole. The state is disposable: another version of the fold has a folder of
+its own and is folded anew, beside what the earlier one left. The state of another *log* is not: that is a mistake
+somebody must look at.
 
 Families: ``fold`` (rows of :class:`~penstock.core.partition.PartitionFold`), ``bodies``, ``meta``, and the owner's.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -30,20 +31,24 @@ from penstock.core.job import Job
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rows import (
     DIGEST_MODULUS,
-    FOLD_VERSION,
+    STATE_KEY,
     Changes,
     PartitionState,
     decode_job_row,
+    decode_state_row,
     row_digest,
 )
+from penstock.core.rules import RULES, RulesTable
 from penstock.log.kv import Batch, KeyValueStore
 from penstock.log.port import Log, Record
 from penstock.log.store import Store, Tuning
+from penstock.schemas.copies import copy_header
 from penstock.schemas.errors import HistoryChanged, LogCorrupt, LogError
 from penstock.schemas.limits import DIGEST_EVERY_OFFSETS
 from penstock.state.bodies import BODIES, Bodies, BodyKind
 from penstock.state.chain import FIRST_LINK, next_link
 from penstock.state.last_record import check_last_record
+from penstock.state.versions import fold_folder, remove_superseded
 
 FOLD, META = "fold", "meta"
 _IDENTITY, _PROGRESS, _DIGEST = b"identity", b"progress", b"d"
@@ -84,12 +89,38 @@ class RecordedDigests(msgspec.Struct, frozen=True, array_like=True):
     log: bytes
 
 
+class View(Protocol):
+    """Rows that somebody derives from each folded line, in families of its own, written with the fold itself."""
+
+    def take(self, folded: Sequence[Folded]) -> None:
+        """Lines were folded: those of one record, in order."""
+        ...
+
+    def write(self, batch: Batch) -> None:
+        """A commit comes: put the rows of all that was taken into it."""
+        ...
+
+    def written(self) -> None:
+        """What was put into the batch is stored."""
+        ...
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the commit of what was taken."""
+        ...
+
+
 _log = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_identity = msgspec.msgpack.Decoder(StoreIdentity).decode
 _decode_progress = msgspec.msgpack.Decoder(Progress).decode
 _decode_recorded = msgspec.msgpack.Decoder(RecordedDigests).decode
+
+
+def families_of(extra: Sequence[str]) -> tuple[str, ...]:
+    """All families of a store whose owner has ``extra`` ones."""
+    return (FOLD, BODIES, META, *extra)
 
 
 def rocks_store(path: str, families: Sequence[str]) -> KeyValueStore:
@@ -104,10 +135,13 @@ def rocks_store(path: str, families: Sequence[str]) -> KeyValueStore:
 class PartitionStore:
     """One partition's fold in a key-value store. Use from one thread; closes itself as a context manager."""
 
-    def __init__(self, store: KeyValueStore, identity: StoreIdentity) -> None:
+    def __init__(self, store: KeyValueStore, identity: StoreIdentity, rules: RulesTable = RULES) -> None:
         """Take over an open store; :meth:`open` is the usual way. Raises HistoryChanged like it."""
         self.identity = identity
         self.store = store
+        self.folder: Path | None = None
+        """Where it is kept; None if it was not opened by :meth:`open`."""
+        self.layout = 1
         _check_identity(store, identity)
         data = store.get(META, _PROGRESS)
         self._progress = Progress() if data is None else _decode_progress(data)
@@ -118,12 +152,14 @@ class PartitionStore:
         self._digests = _newest_digests(store)
         self._digests_pending: dict[int, RecordedDigests] = {}
         self._last_value: bytes | None = None
+        self._views: dict[str, View] = {}
         self._broken = False
         self._fold = PartitionFold(
             identity.partition,
             identity.partitions,
             self._read_row,
             int.from_bytes(self._progress.state_digest, "big"),
+            rules,
         )
 
     @classmethod
@@ -135,22 +171,23 @@ class PartitionStore:
         extra: Sequence[str] = (),
         layout: int = 1,
         store_factory: StoreFactory = rocks_store,
+        rules: RulesTable = RULES,
     ) -> PartitionStore:
         """Open the store in folder ``path``, or begin an empty one.
 
         Args:
             extra: further families, for the owner's rows.
-            layout: version of the owner's rows. What another version, or another version of the fold, left is removed.
+            layout: version of the owner's rows. Each version, and each of the fold, has a folder of its own below
+                ``path``; what earlier ones left stays until :meth:`remove_superseded`.
+            rules: those that this program has.
 
         Raises:
             HistoryChanged: the store is the fold of another log, or of one with other partitions.
             StoreLocked: another process has it.
+            UnknownRules: what is stored follows rules that are not among them.
         """
-        folder = Path(path) / f"fold-{FOLD_VERSION}-{layout}"
-        for other in Path(path).glob("fold-*"):
-            if other != folder:
-                shutil.rmtree(other)
-        families = (FOLD, BODIES, META, *extra)
+        folder = fold_folder(Path(path), layout)
+        families = families_of(extra)
         try:
             store = store_factory(str(folder), families)
         except LogCorrupt as error:
@@ -158,7 +195,9 @@ class PartitionStore:
             shutil.rmtree(folder)
             store = store_factory(str(folder), families)
         try:
-            return cls(store, identity)
+            opened = cls(store, identity, rules)
+            opened.folder, opened.layout = folder, layout
+            return opened
         except BaseException:
             store.close()
             raise
@@ -170,6 +209,13 @@ class PartitionStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def remove_superseded(self) -> bool:
+        """Remove the folders of earlier versions: to be called when this one has caught up with the log.
+
+        Returns whether all are gone; one that a process still serves stays, to be asked for again.
+        """
+        return self.folder is None or not remove_superseded(self.folder.parent, self.layout)
 
     def close(self) -> None:
         """Release the folder. What is not committed is lost, and folded again after the next opening."""
@@ -192,9 +238,28 @@ class PartitionStore:
         return self._committed_offset
 
     @property
+    def committed(self) -> Progress:
+        """How far the last commit is, with its digests."""
+        data = self.store.get(META, _PROGRESS)
+        return Progress() if data is None else _decode_progress(data)
+
+    @property
+    def committed_rules(self) -> int:
+        """Version of the rules that the last commit follows."""
+        data = self._read_stored(STATE_KEY)
+        return PartitionState().rules if data is None else decode_state_row(data).rules
+
+    @property
     def state(self) -> PartitionState:
         """The partition as a whole, as of the last folded line. Not to be changed."""
         return self._fold.state
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for a commit of what is folded."""
+        return self.next_offset != self._committed_offset and any(
+            view.awaited for view in self._views.values()
+        )
 
     @property
     def touched(self) -> int:
@@ -229,6 +294,13 @@ class PartitionStore:
 
     # Folding
 
+    def attach(self, name: str, view: View) -> None:
+        """From the next fold on, ``view`` takes part; it replaces one of the same name.
+
+        All views stand at the same offset as the fold, however the process ends.
+        """
+        self._views[name] = view
+
     def fold(self, record: Record) -> list[Folded]:
         """Fold one record in memory; a record below :attr:`next_offset` gives nothing.
 
@@ -245,8 +317,11 @@ class PartitionStore:
         boundary = record.offset - record.offset % DIGEST_EVERY_OFFSETS
         if boundary > progress.last_offset and boundary > 0:
             self._record_digests(boundary)
-        folded = self._fold.fold(record.offset, record.time_ms, record.append_time, record.value)
+        copied = copy_header(record.headers) if record.headers else None
+        folded = self._fold.fold(record.offset, record.time_ms, record.append_time, record.value, copied)
         self._bodies.take(folded)
+        for view in self._views.values():
+            view.take(folded)
         progress.log_digest = next_link(progress.log_digest, record.offset, record.value)
         progress.last_offset = record.offset
         progress.next_offset = record.offset + 1
@@ -254,8 +329,8 @@ class PartitionStore:
         self._broken = False
         return folded
 
-    def commit(self, extra: Callable[[Batch], None] | None = None) -> None:
-        """Write everything since the last commit, and what ``extra`` adds to the batch, all or none."""
+    def commit(self) -> None:
+        """Write everything since the last commit, and what the views add to it, all or none."""
         self._check_whole()
         self._broken = True
         changes = self._take_changes()
@@ -273,8 +348,8 @@ class PartitionStore:
         for offset, digests in self._digests_pending.items():
             batch.put(META, _DIGEST + offset.to_bytes(8, "big"), _encode(digests))
         batch.put(META, _PROGRESS, _encode(progress))
-        if extra is not None:
-            extra(batch)
+        for view in self._views.values():
+            view.write(batch)
         self.store.write(batch)
         self._rows.clear()
         self._bodies.written()
@@ -282,6 +357,8 @@ class PartitionStore:
         self._last_value = None
         self._committed_offset = progress.next_offset
         self._broken = False
+        for view in self._views.values():
+            view.written()
 
     def _check_whole(self) -> None:
         if self._broken:
@@ -375,6 +452,15 @@ def _check_identity(store: KeyValueStore, identity: StoreIdentity) -> None:
             found=msgspec.structs.asdict(found),
             wanted=msgspec.structs.asdict(identity),
         )
+
+
+def stored_fold(store: KeyValueStore) -> tuple[StoreIdentity, Progress]:
+    """Of which log a store is the fold, and how far it was committed. Raises LogError where it does not say so."""
+    identity, progress = store.get(META, _IDENTITY), store.get(META, _PROGRESS)
+    try:
+        return _decode_identity(identity or b""), Progress() if progress is None else _decode_progress(progress)
+    except msgspec.MsgspecError as error:
+        raise LogError("The store does not say which log it was folded from.") from error
 
 
 def _newest_digests(store: KeyValueStore) -> dict[int, RecordedDigests]:

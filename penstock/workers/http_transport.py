@@ -168,8 +168,8 @@ class HttpTransport:
         """One round: wait for room, fetch, hand on."""
         unfinished = sum(1 for lease in self.held.values() if not lease.line)
         room = self._capacity - unfinished
-        # A few free places of many are not worth a request yet.
-        if room < max(1, self._capacity // 4) and unfinished:
+        # A few free places of many are not worth a request yet; without any, all slots are with stuck handlers.
+        if room < max(1, self._capacity // 4) and (unfinished or not self._capacity):
             self._has_room.clear()
             await self._has_room.wait()
             return

@@ -207,7 +207,9 @@ class Worker:
     def _give_back_surplus(self) -> None:
         """Keep to the limit: the newest of the least urgent goes back first."""
         backlog = self.executor.backlog
-        room = max(self._limit - len(self.executor.runs), 0)
+        # The limit has no slots of stuck handlers in it, so what they run is not counted a second time: a worker
+        # that asked for a job and then had no room would give it back and get it again without end.
+        room = max(self._limit - (len(self.executor.runs) - self.executor.stuck), 0)
         while len(backlog) > room and (lease := backlog.take_last()) is not None:
             self._settle(lease, GivenBack("surplus"))
 

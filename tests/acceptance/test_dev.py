@@ -86,7 +86,7 @@ def test_killed_in_mid_load_it_loses_nothing_and_does_nothing_twice(stack: Stack
     assert role.stop() == 0
     verified = penstock_json("verify", "--data", "data", folder=stack.folder)
     assert verified["ok"]
-    assert sum(partition["compared"] for partition in verified["partitions"]) >= 8
+    assert sum(partition["compared"] for partition in verified["partitions"]) >= 4
     ledger = ledger_of(stack.folder, "--data", "data")
     assert ledger.begun == ledger.succeeded == Counter(accepted)
 
@@ -102,15 +102,14 @@ def test_the_read_model_can_be_thrown_away(stack: Stack) -> None:
     assert http("POST", f"{server}/api/v1/jobs/bulk", jobs).json["accepted"] == 202
     wait_for("all but one have ended", lambda: counts(server) == {"succeeded": 200, "dead": 1, "ready": 1})
     role.stop()
-    for folder in ("projection", "orchestrator"):
-        before = penstock_json("verify", "--data", "data", folder=stack.folder)
-        shutil.rmtree(stack.folder / "data" / folder)
-        role.start().wait_ready()
-        wait_for("counted again", lambda: counts(server) == {"succeeded": 200, "dead": 1, "ready": 1})
-        role.stop()
-        after = penstock_json("verify", "--data", "data", folder=stack.folder)
-        assert before["ok"]
-        assert after["ok"]
+    before = penstock_json("verify", "--data", "data", folder=stack.folder)
+    shutil.rmtree(stack.folder / "data" / "node")
+    role.start().wait_ready()
+    wait_for("counted again", lambda: counts(server) == {"succeeded": 200, "dead": 1, "ready": 1})
+    role.stop()
+    after = penstock_json("verify", "--data", "data", folder=stack.folder)
+    assert before["ok"]
+    assert after["ok"]
 
 
 def test_a_rebuilt_read_model_has_the_same_digests(stack: Stack) -> None:

@@ -247,6 +247,26 @@ async def test_what_was_granted_to_a_client_that_is_gone_is_kept_for_the_next_fe
     assert (fetched["id"], fetched["attempt"]) == (job["id"], 1)
 
 
+async def test_a_client_that_is_gone_is_given_nothing_again(whole: Bench) -> None:
+    worker = await whole.deps.gateway.open(WorkerProfile(worker="w1", incarnation="", concurrency=0))
+    waiting = asyncio.create_task(worker.wait(frozenset({"noop"}), 1, 20_000))
+    await until(lambda: worker.parked == 1)
+    receive = worker.receive
+
+    def gone_just_now(leases: Any) -> None:
+        receive(leases)
+        waiting.cancel()
+
+    worker.receive = gone_just_now
+    job = await whole.enqueue()
+    await asyncio.wait({waiting})
+    await until(lambda: worker.session.credits.capacity == 0)
+    await until(lambda: not worker.session.held)
+    assert worker.session.credits.capacity == 0
+    [again] = await whole.fetch(worker="w2")
+    assert (again["id"], again["attempt"]) == (job["id"], 1)
+
+
 async def test_a_cancel_reaches_the_holder_at_every_heartbeat_until_it_reports(whole: Bench) -> None:
     job = await whole.enqueue()
     [fetched] = await whole.fetch()

@@ -15,6 +15,7 @@ import pytest
 
 from penstock.cli.roles import Part, Service, StopTimedOut, request_stop, run_roles
 from penstock.schemas.errors import LogCorrupt, PenstockError
+from tests.waiting import PATIENCE_S
 
 
 class Role:
@@ -191,3 +192,59 @@ def test_a_second_signal_ends_the_process_at_once():
         _, err = process.communicate()
     assert process.returncode == 130
     assert "stopped at once" in err
+
+
+_DEAF = """
+import asyncio, sys, threading, time
+from penstock.cli import leaving, main, roles
+from penstock.schemas.errors import LogCorrupt
+
+leaving.LAST_WAIT_S = 0.1
+what, ending = sys.argv[1:]
+
+async def task():
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
+async def thread():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+
+async def executor():
+    await asyncio.to_thread(time.sleep, 600)
+
+class Role:
+    async def __aenter__(self):
+        self.failure = asyncio.get_running_loop().create_future()
+        self.going_on = asyncio.create_task(globals()[what]())
+        await asyncio.sleep(0.05)
+        if ending == "failure":
+            self.failure.set_exception(LogCorrupt("the log is no more"))
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+async def compose(stack):
+    return [await stack.enter_async_context(Role())]
+
+main.app = lambda: roles.run(compose, on_ready=roles.request_stop if ending == "signal" else None)
+main.main()
+"""
+
+
+@pytest.mark.parametrize("what", ["task", "thread", "executor"])
+@pytest.mark.parametrize("ending", ["signal", "failure"])
+def test_what_does_not_end_does_not_keep_the_process(what: str, ending: str):
+    done = subprocess.run(
+        [sys.executable, "-c", _DEAF, what, ending],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == (0 if ending == "signal" else LogCorrupt.exit_code), done.stderr
+    assert ("the log is no more" in done.stderr) == (ending == "failure")
+    assert "Traceback" not in done.stderr

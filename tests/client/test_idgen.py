@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from penstock.client.idgen import UlidSource, new_id, new_id_in
+from penstock.client.idgen import UlidSource, new_id, new_id_in, new_ids
 from penstock.schemas.ids import JOB_ID_PATTERN, partition_of, ulid
 
 ENTROPY = bytes(range(200, 210))
@@ -87,3 +87,19 @@ def test_ids_for_partitions_and_others_sort_as_they_were_made() -> None:
     made = [standing_still.next_in(3, 16) if number % 3 else standing_still.next() for number in range(3_000)]
     assert made == sorted(made)
     assert len(set(made)) == 3_000
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 16, 97])
+def test_many_ids_come_with_their_partitions(partitions: int) -> None:
+    found = new_ids(3_000, partitions)
+    assert [partition_of(job_id, partitions) for job_id, _ in found] == [number for _, number in found]
+    assert len({number for _, number in found}) == partitions
+
+
+def test_many_ids_sort_among_the_others() -> None:
+    made = source([1_795_313_105_407] * 4)
+    ids = [made.next(), *(job_id for job_id, _ in made.next_many(2_500, 16)), made.next_in(3, 16), made.next()]
+    assert ids == sorted(set(ids))
+    assert len(ids) == 2_503
+    assert all(re.fullmatch(JOB_ID_PATTERN, job_id) for job_id in ids)
+    assert new_ids(0, 16) == []

@@ -303,6 +303,28 @@ async def test_a_full_disk_refuses_before_it_fails(tmp_path: Path) -> None:
             await log.append("jobs", 0, b"x")
 
 
+async def test_a_disk_that_others_fill_is_noticed_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("penstock.log.embedded_commit._SPACE_CHECK_S", 0.0)
+    free = os.statvfs(tmp_path)
+    full = os.statvfs_result((*free[:4], 0, *free[5:]))
+    async with EmbeddedLog(tmp_path, reserve_bytes=1) as log:
+        await log.ensure_topics(JOBS)
+        await log.append("jobs", 0, b"first")
+        with monkeypatch.context() as filled:
+            filled.setattr(os, "statvfs", lambda path: full)
+            for _ in range(2):
+                with pytest.raises(AppendRefused, match="full"):
+                    await log.append("jobs", 0, b"second")
+        await log.append("jobs", 0, b"third")
+    assert [record.levelname for record in caplog.records if "The disk of" in record.message] == [
+        "ERROR",
+        "INFO",
+    ]
+
+
 async def test_a_failing_write_ends_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[BaseException] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +14,10 @@ import pytest
 from penstock.log import store as store_module
 from penstock.log.kv import KeyValueStore
 from penstock.log.store import Store
+from penstock.log.store_lock import hold_folder
 from penstock.log.store_memory import MemoryStore
-from penstock.schemas.errors import LogCorrupt, StoreLocked
+from penstock.schemas.errors import DiskFailed, LogCorrupt, StoreLocked
+from tests.waiting import wait_for
 
 FAMILIES = ("jobs", "timers")
 
@@ -147,6 +151,46 @@ def test_a_second_opener_gets_a_readable_error(tmp_path: Path) -> None:
         Store(tmp_path, FAMILIES)
 
 
+def test_a_flush_can_be_begun_and_waited_for(store: KeyValueStore) -> None:
+    put(store, "jobs", a="1", b="2")
+    store.start_flush()
+    wait_for("it is flushed", lambda: not store.flushing)
+    assert store.get("jobs", b"a") == b"1"
+
+
+def test_a_look_takes_no_lock(tmp_path: Path) -> None:
+    with Store(tmp_path / "live", FAMILIES) as live:
+        put(live, "jobs", a="1")
+        with Store(tmp_path / "live", FAMILIES, read_only=True) as look:
+            assert look.get("jobs", b"a") == b"1"
+            put(live, "jobs", a="2")
+            assert look.get("jobs", b"a") == b"1"
+        with pytest.raises(StoreLocked):
+            Store(tmp_path / "live", FAMILIES)
+    with pytest.raises(LogCorrupt):
+        Store(tmp_path / "none", FAMILIES, read_only=True)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    with Store(tmp_path / "live", FAMILIES) as store:
+        put(store, "jobs", a="1")
+        with pytest.raises(DiskFailed, match="cannot be written"):
+            store.checkpoint(str(tmp_path / "no" / "folder" / "here"))
+        put(store, "jobs", a="2")
+        store.checkpoint(str(tmp_path / "copy"))
+
+
+def test_a_folder_can_be_held(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with Store(folder, FAMILIES), pytest.raises(StoreLocked), hold_folder(folder):
+        pass
+    with hold_folder(folder):
+        opener = "import sys; from penstock.log.store import Store; Store(sys.argv[1], ('jobs', 'timers'))"
+        found = subprocess.run([sys.executable, "-c", opener, folder], capture_output=True, check=False)
+        assert b"StoreLocked" in found.stderr
+    Store(folder, FAMILIES).close()
+
+
 @pytest.mark.parametrize("wal", [True, False])
 def test_a_checkpoint_is_a_store_of_its_own(tmp_path: Path, wal: bool) -> None:
     with Store(tmp_path / "live", FAMILIES, wal=wal) as store:
@@ -194,3 +238,23 @@ def test_a_scan_over_damage_is_an_error_and_not_an_end(
         with pytest.raises(LogCorrupt, match="damaged"):
             list(store.scan("jobs", reverse=reverse))
         assert len(list(store.scan("jobs", limit=5, reverse=reverse))) == 5
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_a_disk_that_takes_no_more_is_a_readable_error(tmp_path: Path, wal: bool) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Store(tmp_path / "s", ("a",), wal=wal) as store:
+        batch = store.batch()
+        batch.put("a", b"k", os.urandom(200_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            with pytest.raises(DiskFailed, match=r"cannot be written: .*File too large"):
+                store.write(batch, sync=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_folder_that_cannot_be_opened_is_a_readable_error(tmp_path: Path) -> None:
+    (tmp_path / "s" / "LOCK").mkdir(parents=True)
+    with pytest.raises(DiskFailed, match=f"The store in {tmp_path}/s cannot be opened"):
+        Store(tmp_path / "s", ("a",))

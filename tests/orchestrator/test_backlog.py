@@ -37,23 +37,23 @@ class Ledger:
         self.desk = Desk()
         self.store: PartitionStore = memory_store()
         self.index = Index(self.store.store, lambda: self.store.next_offset << 15)
+        self.store.attach("orchestrator", self.index)
         self.backlog = Backlog(self.index, self.commit, self.store.job)
         self.timers = Timers(self.index, self.commit)
         self.commits = 0
 
     def commit(self) -> None:
         self.commits += 1
-        self.store.commit(self.index.write)
+        self.store.commit()
 
     def follow(self) -> None:
         for record in self.desk.records[0][self.store.next_offset :]:
             for folded in self.store.fold(record):
-                self.index.note(folded)
                 after = folded.after
                 if after is not None and (folded.before is None or folded.before.state != after.state):
                     self.timers.add(after)
                     if after.state == "ready":
-                        self.backlog.push(after, folded.position)
+                        self.backlog.push(after)
 
     def enqueue(self, *jobs: str, **fields: object) -> None:
         for job in jobs:

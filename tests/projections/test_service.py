@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from penstock.schemas.errors import (
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
-from penstock.state.partition_store import StoreFactory, StoreIdentity
+from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity
 from tests.state.shelf import Shelf
 from tests.state.writing import Writer
 
@@ -44,6 +44,10 @@ async def enqueue(log: Log, topics: Topics, job_id: str, **fields: object) -> Po
 
 def highest(positions: list[Position]) -> dict[int, Position]:
     return {position.partition: position for position in sorted(positions)}
+
+
+def opening(factory: StoreFactory) -> Callable[[Path, StoreIdentity], PartitionStore]:
+    return lambda folder, identity: projection_store(folder, identity, factory)
 
 
 @asynccontextmanager
@@ -335,7 +339,7 @@ async def test_a_damaged_store_is_noticed(topics: Topics, tmp_path: Path) -> Non
         await enqueue(log, topics, "j")
         partition = partition_of("j", topics.partitions)
         shelf = Shelf()
-        await rebuild_partition(log, topics, partition, tmp_path, store_factory=shelf)
+        await rebuild_partition(log, topics, partition, tmp_path, open_store=opening(shelf))
         identity = StoreIdentity(log.cluster_id, topics.jobs, partition, topics.partitions)
         store = projection_store(tmp_path, identity, shelf)
         assert verify_rows(store) == store.digest
@@ -354,5 +358,5 @@ async def test_a_rebuild_ends_where_a_log_ends_in_a_gap(
         await open_namespace(log, topics)
         await log.append(topics.jobs, 0, b"{}")
         log.topics.skip_offsets(topics.jobs, 0, 5)
-        rebuilt = await rebuild_partition(log, topics, 0, tmp_path, store_factory=Shelf())
+        rebuilt = await rebuild_partition(log, topics, 0, tmp_path, open_store=opening(Shelf()))
         assert rebuilt.next_offset == 1

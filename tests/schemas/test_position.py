@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.schemas.errors import InvalidCursor
-from penstock.schemas.position import Position, fence, pack, parse, parse_token, token, unpack
+from penstock.schemas.position import (
+    Position,
+    fence,
+    generation_of,
+    ordinal,
+    pack,
+    parse,
+    parse_token,
+    token,
+    unpack,
+)
 
 positions = st.builds(
     Position, st.integers(0, 10_000), st.integers(0, (1 << 40) - 1), st.integers(0, (1 << 15) - 1)
@@ -58,6 +68,13 @@ def test_what_is_no_token(text: str) -> None:
 
 def test_d7_fences_fit_a_bigint_and_only_grow() -> None:
     last = pack((1 << 40) - 1, (1 << 15) - 1)
-    assert int(fence(255, last)) == (1 << 63) - 1
-    assert fence(0, pack(1, 2)) == str((1 << 15) + 2)
-    assert int(fence(1, 0)) > int(fence(0, last))
+    assert int(fence(ordinal(255, last))) == (1 << 63) - 1
+    assert fence(ordinal(0, pack(1, 2))) == str((1 << 15) + 2)
+    assert int(fence(ordinal(1, 0))) > int(fence(ordinal(0, last)))
+
+
+@given(positions, st.integers(0, 255))
+def test_an_ordinal_is_a_position_and_the_generation_of_its_log(position: Position, generation: int) -> None:
+    number = ordinal(generation, position.packed)
+    assert generation_of(number) == generation
+    assert unpack(position.partition, number) == position

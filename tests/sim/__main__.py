@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
+import time
 from collections import Counter
+from collections.abc import Iterator
 
-from tests.sim.run import simulate
-from tests.sim.world import Violation
+from tests.sim.worlds import Played, play, play_all
+
+LEAST_STEPS = 200
+"""A seed: a world in which hardly anything happens proves nothing."""
 
 
 def main() -> int:
@@ -16,26 +19,38 @@ def main() -> int:
     arguments.add_argument("--seeds", type=int, default=200, help="how many")
     arguments.add_argument("--from", dest="start", type=int, default=0, help="the first one")
     arguments.add_argument("--seed", type=int, help="only this one")
+    arguments.add_argument("--processes", type=int, default=0, help="how many at once; 0: one a core")
+    arguments.add_argument("--minutes", type=float, default=0.0, help="begin no further seed after so long")
     arguments.add_argument("--stats", action="store_true", help="what happened, by name")
     wanted = arguments.parse_args()
-    seeds = range(wanted.start, wanted.start + wanted.seeds) if wanted.seed is None else [wanted.seed]
     total: Counter[str] = Counter()
-    violations = 0
-    for seed in seeds:
-        try:
-            total += simulate(seed)
-        except Violation as violation:
+    violations = count = 0
+    for played in _played(wanted):
+        count += 1
+        total += played.stats
+        if played.found:
             violations += 1
-            print(violation, f"\nreplay: python -m tests.sim --seed {seed}\n", flush=True)
-        except Exception:  # noqa: BLE001  # whatever the machine raises is a finding, and its seed must be told
-            violations += 1
-            traceback.print_exc()
-            print(f"replay: python -m tests.sim --seed {seed}\n", flush=True)
-    if wanted.stats:
-        for name, count in sorted(total.items()):
-            print(f"{count:>10} {name}")
-    print(f"{len(seeds)} seeds, {total['steps']} steps, {violations} violations")
-    return 1 if violations else 0
+            print(f"{played.found}\nreplay: make sim SEED={played.seed}\n", flush=True)
+    if wanted.stats or wanted.seed is not None:
+        for name, many in sorted(total.items()):
+            print(f"{many:>10} {name}")
+    lazy = total["steps"] < LEAST_STEPS * count
+    if lazy:
+        print(f"too little happened: {total['steps']} steps in {count} seeds")
+    print(f"{count} seeds, {total['steps']} steps, {violations} violations")
+    return 1 if violations or lazy else 0
+
+
+def _played(wanted: argparse.Namespace) -> Iterator[Played]:
+    if wanted.seed is not None:
+        only = play(wanted.seed)
+        print(f"trace {only.trace_digest}")
+        yield only
+        return
+    ends_s = time.monotonic() + 60 * wanted.minutes if wanted.minutes else float("inf")
+    seeds = iter(range(wanted.start, wanted.start + wanted.seeds))
+    in_time = (seed for seed in seeds if time.monotonic() < ends_s)
+    yield from play_all(in_time, wanted.processes)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from penstock.core.job import Job
 from penstock.log.store_memory import MemoryStore
 from penstock.orchestrator.machine import OrchestratorMachine
 from penstock.orchestrator.partition import PartitionMachine
-from penstock.orchestrator.rows import BACKLOG, COUNTS, REFUSED, TIMERS, Lane, lane_of, rows_of
+from penstock.orchestrator.rows import BACKLOG, COUNTS, REFUSED, TIMERS, Lane, lane_of, place_of, rows_of
+from penstock.projections.port import JobsQuery
+from penstock.projections.rows import INDEX
 from tests.sim.referee import Referee
 from tests.sim.world import World
 
@@ -85,7 +88,7 @@ def check_backlog(world: World, one: PartitionMachine) -> None:
             window = one._backlog._windows.get(lane_of(job))
             inside = window is not None and (
                 (job.order, key) in window.entries
-                or (window.rest_from is not None and job.order >= window.rest_from)
+                or (window.rest_from is not None and place_of(job.order, job.key) >= window.rest_from)
             )
             world.require(inside, lambda key=key: f"partition {one.number}: {key} is ready and in no backlog")
         lease = one._leases.get(key)
@@ -120,3 +123,31 @@ def _put(jobs: dict[str, Job], key: str, job: Job | None) -> None:
         jobs.pop(key, None)
     else:
         jobs[key] = job
+
+
+def check_views(world: World, part: Any, who: str) -> None:
+    """A read model's counts and lists are what a recount of all its jobs gives. Only after a commit."""
+    store = part.store
+    recount: Counter[tuple[str, str, str, str]] = Counter()
+    listed: set[str] = set()
+    tenants: set[str] = set()
+    for _, job in store.committed_jobs():
+        recount[job.state, job.queue, job.pool, job.job_type] += 1
+        listed.add(job.id)
+        tenants.add(job.tenant)
+    world.require(tenants <= {"default"}, f"{who} knows tenants {tenants}")
+    counted = {
+        (row.state, row.queue, row.pool, row.type): row.jobs
+        for row in part.queries.counts("default")
+        if row.jobs
+    }
+    world.require(
+        counted == dict(recount),
+        lambda: f"{who} counts {counted} in {store.partition}; a recount gives {recount}",
+    )
+    found = [job_id for _, job_id in part.queries.newest(JobsQuery(), None, 10**6)]
+    rows = sum(1 for _ in store.store.scan(INDEX))
+    world.require(
+        sorted(found) == sorted(listed) and rows == len(listed),
+        lambda: f"{who} lists {len(found)} jobs in {rows} rows, and has {len(listed)}",
+    )

@@ -123,6 +123,18 @@ class OrchestratorProcess:
 
         self.world.after(for_ms, resume)
 
+    def usurp(self) -> None:
+        """Claim some partition, whoever leads it, and however well."""
+        machine = self.machine
+        if machine is None or self.paused:
+            return
+        number = self.world.between(0, self.world.names.partitions - 1)
+        out = Outputs()
+        machine.partitions[number].announce(self.now(), out)
+        self.world.note(f"{self.name} claims {number}")
+        for action in self._actions(out):
+            action()
+
     def now(self) -> Now:
         return Now(self.world.now_ms, self.world.mono_ms + 5_000_000 + self._lives, self.world.now_ms)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 
 from msgspec import Raw
 
@@ -18,13 +19,21 @@ GARBAGE = (
     b"[" * 80 + b"]" * 80, b'"just a string"',
 )  # fmt: skip
 TYPES = ("resize", "report")
+STEPS = ("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")
+NEEDS_TIMEOUT = frozenset({"hang", "deaf"})
+
+Send = Callable[[ev.Enqueued], bool]
 
 
 class Producer:
-    """Everything it writes is decided at the start, from the seed; when it lands is another matter."""
+    """Everything it writes is decided at the start, from the seed; when it lands is another matter.
 
-    def __init__(self, world: World) -> None:
+    ``send`` may take a job off its hands: true if it did.
+    """
+
+    def __init__(self, world: World, steps: Sequence[str] = STEPS, send: Send = lambda event: False) -> None:
         self.world = world
+        self._steps, self._send = steps, send
         self._writer = Writer(world, "producer", patient=True)
         self._sent: list[ev.Enqueued] = []
 
@@ -35,10 +44,8 @@ class Producer:
 
     def _job(self, number: int) -> None:
         world, random = self.world, self.world.random
-        steps = [
-            random.choice(("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")) for _ in range(3)
-        ] + ["ok"]
-        hangs = "hang" in steps
+        steps = [random.choice(self._steps) for _ in range(3)] + ["ok"]
+        hangs = not NEEDS_TIMEOUT.isdisjoint(steps)
         home = f"~h{random.randint(0, 3)}" if random.random() < 0.2 else ""
         job_id = f"j{number}{home}"
         event = ev.Enqueued(
@@ -59,7 +66,8 @@ class Producer:
             ),
         )
         self._sent.append(event)
-        self._put(event, misrouted=world.chance(world.weather.odd_lines / 2))
+        if not self._send(event):
+            self._put(event, misrouted=world.chance(world.weather.odd_lines / 2))
         if world.chance(world.weather.odd_lines):
             self._odd(event)
         if world.chance(world.weather.verbs):
@@ -70,7 +78,7 @@ class Producer:
     def _put(self, event: ev.Event, *, misrouted: bool = False) -> None:
         count = self.world.names.partitions
         right = partition_of(event.job, count)
-        number = (right + self.world.between(1, count - 1)) % count if misrouted else right
+        number = (right + self.world.between(1, count - 1)) % count if misrouted and count > 1 else right
         self._writer.put(number, [encode_line(event)])
 
     def _odd(self, event: ev.Enqueued) -> None:

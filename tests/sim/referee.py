@@ -7,6 +7,8 @@ lease) and cries out when the fold accepts what those books forbid, or changes a
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -38,13 +40,43 @@ class Book(Struct):
     seq: int = 0
     cancel: bool = False
     dead_since: int = -1
+    checkpoint: bytes = b"null"
+    payload: bytes = b"null"
+
+
+class Grant(NamedTuple):
+    """A lease as the log has it. Times are virtual ms."""
+
+    worker: str
+    incarnation: str
+    fence: int
+    attempt: int
+    job: str
+    granted_ms: int
+    checkpoint: bytes
+    """The last one that was accepted before it; ``null`` if there is none."""
+
+
+def plain_notes(value: bytes) -> set[tuple[int, int]]:
+    """Where refused lines stood, from a record of the quarantine topic that says nothing else."""
+    number, position = map(int, value.split(b":"))
+    return {(number, position)}
 
 
 class Referee:
-    """Folds every record the moment it stands on the log, one record a batch."""
+    """Folds every record the moment it stands on the log, one record a batch.
 
-    def __init__(self, world: World) -> None:
+    ``read_notes`` reads a record of the quarantine topic.
+    """
+
+    def __init__(
+        self, world: World, read_notes: Callable[[bytes], set[tuple[int, int]]] = plain_notes
+    ) -> None:
         self.world = world
+        self._read_notes = read_notes
+        self.grants: dict[str, Grant] = {}
+        self.history: dict[str, list[str]] = defaultdict(list)
+        """Ids of the accepted lines of each job, in order."""
         count = world.names.partitions
         self._rows: list[dict[bytes, bytes]] = [{} for _ in range(count)]
         self.folds = [PartitionFold(number, count, self._rows[number].get) for number in range(count)]
@@ -159,6 +191,7 @@ class Referee:
         world, key, job = self.world, folded.key, folded.after
         assert job is not None, "nobody forgets jobs here"
         book = self.books[key]
+        self.history[key].append(event.id)
         told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
         if isinstance(event, ev.Leased):
             world.require(not book.lease, told("two valid leases"))
@@ -168,6 +201,10 @@ class Referee:
                 event.seen == (folded.before.seen if folded.before else -1), told("a lease on an old state")
             )
             self.lease_ids.add(event.id)
+            self.grants[event.id] = Grant(
+                event.worker, event.incarnation, folded.position, event.attempt, key, world.mono_ms,
+                book.checkpoint,
+            )  # fmt: skip
             book.lease, book.fence, book.seq = event.id, folded.position, 0
             book.leases += 1
         elif isinstance(event, HOLDERS + ENDS):
@@ -175,13 +212,16 @@ class Referee:
             if isinstance(event, ev.Progressed):
                 world.require(event.seq > book.seq, told("progress went back"))
                 book.seq = event.seq
+                book.checkpoint = book.checkpoint if event.checkpoint is None else bytes(event.checkpoint)
                 world.require(
                     job.seen == folded.before.seen if folded.before else False, told("progress moved seen")
                 )
         elif isinstance(event, ev.CancelRequested | ev.RetryRequested):
             world.require(event.id not in self.verbs, told("a verb had its effect twice"))
             self.verbs.add(event.id)
-        if isinstance(event, ev.CancelRequested):
+        if isinstance(event, ev.Enqueued):
+            book.payload = bytes(event.payload)
+        elif isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
             book.cancel = False
@@ -231,10 +271,9 @@ class Referee:
             for fold in self.folds
             if fold.state.misrouted
         ]
-        noted = {
-            tuple(map(int, record.value.split(b":")))
-            for record in self.world.topics.read(self.world.names.quarantine, 0, 0, 10**6)
-        }
+        noted: set[tuple[int, int]] = set()
+        for record in self.world.topics.read(self.world.names.quarantine, 0, 0, 10**6):
+            noted |= self._read_notes(record.value)
         found += [f"refused line {place} was not noted" for place in sorted(self.quarantined - noted)]
         return found
 

@@ -43,12 +43,20 @@ class Run:
         ]
         self.producer = Producer(self.world)
 
-    def go(self) -> Counter[str]:
+    def play(self) -> None:
         """Run to the end.
 
         Raises:
             Violation: with the seed and the last events.
         """
+        window = self.weather.window
+        with (
+            mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)),
+            mock.patch.object(timers, "HORIZON_MS", self.weather.horizon_ms),
+        ):
+            self._go()
+
+    def _go(self) -> None:
         world = self.world
         for actor in (*self.orchestrators, *self.workers):
             world.after(world.between(0, 200), actor.start)
@@ -62,7 +70,7 @@ class Run:
         world.run(world.mono_ms + CLEAR_SKY_MS, self._all_done)
         self._reckon()
         world.stats["virtual ms"] = world.mono_ms
-        return world.stats
+        world.stats["steps"] = world.steps
 
     def _trouble(self) -> None:
         """Plan who is struck when."""
@@ -78,11 +86,13 @@ class Run:
 
     def _strike_orchestrator(self, victim: OrchestratorProcess) -> None:
         world = self.world
-        match world.random.choice(("crash", "pause", "deaf", "blind")):
+        match world.random.choice(("crash", "pause", "deaf", "blind", "usurp")):
             case "crash":
                 victim.crash()
             case "pause":
                 victim.pause(world.random.choice((600, 4_000, 20_000)))
+            case "usurp":
+                victim.usurp()
             case "deaf":
                 victim.deaf_until_ms = world.mono_ms + world.random.choice((1_500, 5_000, 15_000))
                 world.note(f"{victim.name} is deaf until {victim.deaf_until_ms}")
@@ -130,11 +140,5 @@ class Run:
 def simulate(seed: int, weather: Weather | None = None) -> Counter[str]:
     """Run one seed; what happened, by name."""
     run = Run(seed, weather)
-    window = run.weather.window
-    with (
-        mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)),
-        mock.patch.object(timers, "HORIZON_MS", run.weather.horizon_ms),
-    ):
-        stats = run.go()
-    stats["steps"] = run.world.steps
-    return stats
+    run.play()
+    return run.world.stats

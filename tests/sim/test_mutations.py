@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from penstock.core import effects, job
-from penstock.core.partition import PartitionFold
+from penstock.core.partition import Folded, PartitionFold
 from penstock.orchestrator import partition
 from penstock.orchestrator.backlog import Backlog
 from penstock.orchestrator.partition import PartitionMachine
+from penstock.orchestrator.rows import Index
 from penstock.orchestrator.timers import Timers
 from penstock.schemas import events as ev
 from tests.sim import run
@@ -51,8 +52,10 @@ def believe_any_leader(patch: pytest.MonkeyPatch) -> None:
 def ask_the_clock_in_the_fold(patch: pytest.MonkeyPatch) -> None:
     fold = PartitionFold.fold
 
-    def at_once(self: PartitionFold, offset: int, time_ms: int, append_time: bool, value: bytes) -> Any:
-        return fold(self, offset, time.monotonic_ns() // 1_000, True, value)
+    def at_once(
+        self: PartitionFold, offset: int, time_ms: int, append_time: bool, value: bytes, *copied: Any
+    ) -> Any:
+        return fold(self, offset, time.monotonic_ns() // 1_000, True, value, *copied)
 
     patch.setattr(PartitionFold, "fold", at_once)
 
@@ -102,15 +105,13 @@ def judge_a_successors_leases(patch: pytest.MonkeyPatch) -> None:
 
 def take_over_within_a_record(patch: pytest.MonkeyPatch) -> None:
     """Rows of some lines miss the batch that holds their offset."""
-    commit = PartitionMachine.commit
+    take = Index.take
 
-    def without_rows(self: PartitionMachine) -> None:
-        if self.role == "following":
-            self.store.commit()
-        else:
-            commit(self)
+    def until_the_claim(self: Index, folded: Sequence[Folded]) -> None:
+        kinds = [type(line.event) for line in folded]
+        take(self, folded[: kinds.index(ev.LeaderAnnounced)] if ev.LeaderAnnounced in kinds else folded)
 
-    patch.setattr(PartitionMachine, "commit", without_rows)
+    patch.setattr(Index, "take", until_the_claim)
 
 
 MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [

@@ -9,7 +9,7 @@ from penstock.schemas import events as ev
 from penstock.schemas.codec import split
 from penstock.schemas.limits import MAX_BUNDLE_LINES
 from penstock.schemas.messages import CancelJob
-from penstock.schemas.position import fence
+from penstock.schemas.position import fence, ordinal
 from tests.orchestrator.desk import Desk, deliveries, echoes, gone, lines, signals
 
 
@@ -315,10 +315,10 @@ def test_D7_the_fence_is_the_position_of_the_grant_and_grows() -> None:
     for incarnation in "abcd":
         outs = desk.settle("o", desk.heartbeat(incarnation=incarnation))
         (delivery,) = deliveries(*outs)
-        assert delivery.fence == fence(0, desk.job("j").leased_at)
+        assert delivery.fence == fence(desk.job("j").leased_at)
         fences.append(int(delivery.fence))
     assert fences == sorted(set(fences))
-    assert int(fence(255, (1 << 55) - 1)) < 1 << 63
+    assert int(fence(ordinal(255, (1 << 55) - 1))) < 1 << 63
 
 
 def test_D7_a_bundle_has_at_most_32768_lines() -> None:
@@ -356,10 +356,11 @@ def test_C1_a_late_heartbeat_gives_back_no_credit_that_was_taken() -> None:
     assert deliveries(*desk.settle("o", early)) == []
 
 
-def test_C1_surplus_closes_the_credit_until_a_newer_heartbeat() -> None:
+@pytest.mark.parametrize("reason", ["surplus", "shutdown", "drained"])
+def test_C1_surplus_closes_the_credit_until_a_newer_heartbeat(reason: str) -> None:
     desk = running("j")
     lease = desk.job("j").lease
-    desk.write(0, ev.Returned(id=f"{lease}.r", job="j", lease=lease, reason="surplus"))
+    desk.write(0, ev.Returned(id=f"{lease}.r", job="j", lease=lease, reason=reason))
     assert deliveries(*desk.settle()) == []
     assert (desk.job("j").state, desk.job("j").attempt) == ("ready", 0)
     assert len(deliveries(*desk.settle("o", desk.heartbeat()))) == 1

@@ -38,12 +38,41 @@ class Weather(Struct, frozen=True):
     horizon_ms: int = 60_000
     """How far ahead timers are kept in memory."""
 
+    # Only where whole processes are simulated
+
+    projections: int = 1
+    http_workers: int = 0
+    apis: int = 1
+    """Behind a balancer, where there are HTTP workers."""
+    skew_ms: int = 0
+    """How far hosts' wall clocks may be off, to either side."""
+    drift: float = 0.0
+    """By how much hosts' clocks may run too fast or too slow."""
+    crash_in_writes: float = 0.0
+    """Batches before or behind which the process dies."""
+    slow_turns: float = 0.0
+    """Turns of an event loop that come up to 300 ms late."""
+    process_trouble_ms: int = 0
+    """Mean time between crashes, pauses, cuts and orderly stops of any process."""
+
     @property
     def calm(self) -> bool:
         return not any(
             (
                 self.append_fault, self.hint_lost, self.hint_late, self.crash_in_outputs,
-                self.orchestrator_trouble_ms, self.worker_trouble_ms,
+                self.orchestrator_trouble_ms, self.worker_trouble_ms, self.process_trouble_ms, self.slow_turns,
+                self.crash_in_writes,
+            )
+        )  # fmt: skip
+
+    @property
+    def only_workers_fail(self) -> bool:
+        """Whether nothing goes wrong but with workers' processes."""
+        return not any(
+            (
+                self.append_fault, self.hint_lost, self.hint_late, self.crash_in_outputs,
+                self.orchestrator_trouble_ms, self.process_trouble_ms, self.slow_turns,
+                self.crash_in_writes,
             )
         )  # fmt: skip
 
@@ -55,11 +84,11 @@ def draw(random: Random) -> Weather:
         return random.choice((0.0, most * random.random(), most))
 
     return Weather(
-        storm_ms=random.choice((8_000, 15_000, 30_000)),
+        storm_ms=random.choice((6_000, 12_000, 20_000)),
         partitions=random.choice((2, 2, 3, 4)),
         orchestrators=random.choice((1, 2, 2, 3)),
         workers=random.choice((1, 2, 3, 4)),
-        jobs=random.choice((8, 15, 20, 25, 30, 80)),
+        jobs=random.choice((6, 10, 15, 20, 25, 60)),
         append_fault=some(0.15),
         hint_lost=some(0.2),
         hint_doubled=some(0.1),
@@ -74,4 +103,43 @@ def draw(random: Random) -> Weather:
         give_up=some(0.2),
         window=random.choice((2, 8_192)),
         horizon_ms=random.choice((500, 60_000)),
+    )
+
+
+def draw_whole(random: Random) -> Weather:
+    """Some weather for a world of whole processes, which is a small one, for it is dear."""
+
+    def some(most: float) -> float:
+        return random.choice((0.0, most * random.random(), most))
+
+    calm = random.random() < 0.1
+    only_workers = random.random() < 0.1
+    quiet = calm or only_workers
+    return Weather(
+        storm_ms=random.choice((4_000, 7_000, 12_000)),
+        partitions=random.choice((1, 2, 3)),
+        orchestrators=random.choice((1, 2, 2, 3)),
+        workers=random.choice((1, 1, 2)),
+        http_workers=random.choice((0, 0, 1, 2)),
+        apis=random.choice((1, 1, 2)),
+        projections=random.choice((1, 1, 2)),
+        jobs=random.choice((4, 8, 12, 20)),
+        append_fault=0 if quiet else some(0.15),
+        hint_lost=0 if quiet else some(0.2),
+        hint_doubled=0 if calm else some(0.1),
+        hint_late=0 if quiet else some(0.15),
+        orchestrator_trouble_ms=0 if quiet else random.choice((0, 0, 2_000)),
+        worker_trouble_ms=0 if calm else random.choice((0, 1_500, 4_000)),
+        process_trouble_ms=0 if quiet else random.choice((0, 1_000, 3_000)),
+        odd_lines=0 if calm else some(0.5),
+        verbs=0 if calm else some(0.4),
+        clock_steps=some(0.05),
+        foreign_stamps=0 if calm else some(0.2),
+        give_up=0 if calm else some(0.2),
+        window=random.choice((2, 8_192)),
+        horizon_ms=random.choice((500, 60_000)),
+        skew_ms=random.choice((0, 0, 2_000, 20_000)),
+        drift=random.choice((0.0, 0.0, 0.01)),
+        crash_in_writes=0 if quiet else some(0.005),
+        slow_turns=0 if quiet else some(0.02),
     )

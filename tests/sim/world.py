@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from penstock.log.memory_topics import Fault, MemoryTopics
-from penstock.log.port import Appended, Headers, Record, TopicSpec
+from penstock.log.namespace import topic_specs
+from penstock.log.port import Appended, Headers, Record
 from penstock.schemas.messages import encode_messages
 from penstock.schemas.topics import Topics
+from tests.sim.tcp import Network
 from tests.sim.weather import Weather
+
+if TYPE_CHECKING:
+    from tests.sim.loop import ProcessLoop
 
 START_MS = 1_700_000_000_000
 FAR_FUTURE_MS = 4_000_000_000_000
+TOLD = 60
+"""Events told with a violation."""
 
 
 class Violation(AssertionError):
@@ -34,6 +42,9 @@ class SimTopics(MemoryTopics):
     def __init__(self, world: World) -> None:
         super().__init__(world.stamp_ms)
         self._world = world
+
+    def end_of(self, place: tuple[str, int]) -> int:
+        return self._partitions[place].next_offset
 
     def _write(
         self, topic: str, partition: int, value: bytes, key: bytes | None, headers: Headers
@@ -65,10 +76,20 @@ class World:
         self.stats: Counter[str] = Counter()
         self.runs: Counter[str] = Counter()
         """How often each job's handler was started."""
-        self.trace: deque[tuple[int, str]] = deque(maxlen=40)
+        self.trace: deque[tuple[int, str]] = deque(maxlen=TOLD)
+        self._chain = sha256()
+        self.current: ProcessLoop | None = None
+        """The loop that has its turn."""
+        self.loops: list[ProcessLoop] = []
+        self.network = Network(self)
+        self.last_fault_ms = 0
+        """Until when something of the storm may still strike: a sleeper wakes, a late record lands."""
+        self.last_takeover_ms = 0
+        self.complaints: list[str] = []
+        """What a loop's callbacks raised, or tasks that nobody looked at."""
         self.names = Topics("sim", partitions=weather.partitions, work_partitions=4, worker_partitions=2)
         self.topics = SimTopics(self)
-        self.topics.ensure(_specs(self.names))
+        self.topics.ensure(topic_specs(self.names))
         self.listeners: dict[tuple[str, int], list[Listener]] = {}
         self.on_job_record: Callable[[Record], None] = lambda record: None
         self._skew_ms = 0
@@ -119,8 +140,17 @@ class World:
 
     def note(self, text: str) -> None:
         self.trace.append((self.mono_ms, text))
+        self._chain.update(b"%d %s\n" % (self.mono_ms, text.encode()))
 
-    def violated(self, what: str) -> None:
+    @property
+    def trace_digest(self) -> str:
+        """Of all that was ever noted: two runs of a seed are the same run if it is."""
+        return self._chain.hexdigest()
+
+    def violated(self, what: str) -> NoReturn:
+        """Cry out. Kept too, for whoever runs the code that called might catch everything."""
+        if what not in self.complaints:
+            self.complaints.append(what)
         events = "\n".join(f"  {time_ms:>7} {text}" for time_ms, text in self.trace)
         raise Violation(f"seed {self.seed}, {self.weather}\n{what}\nlast events (virtual ms):\n{events}")
 
@@ -139,7 +169,9 @@ class World:
         )
         self.stats[f"append {fault.value}"] += 1
         if fault is Fault.LATE_UNKNOWN:
-            self.after(self.between(10, 15_000), lambda: void(self.topics.land_late()))
+            late_ms = self.between(10, 15_000) if self.random.random() < 0.98 else self.between(60_000, 120_000)
+            self.last_fault_ms = max(self.last_fault_ms, self.mono_ms + late_ms)
+            self.after(late_ms, lambda: void(self.topics.land_late()))
         return fault
 
     def append_jobs(self, partition: int, lines: Sequence[bytes]) -> None:
@@ -197,12 +229,3 @@ class Cursor:
 
 def void(_: object) -> None:
     """For actions whose result nobody wants."""
-
-
-def _specs(names: Topics) -> list[TopicSpec]:
-    specs = [TopicSpec(names.jobs, names.partitions)]
-    specs.append(TopicSpec(names.quarantine, 1))
-    specs.append(TopicSpec(names.workers, names.worker_partitions))
-    specs.append(TopicSpec(names.signals, names.work_partitions))
-    specs.extend(TopicSpec(topic, names.work_partitions) for topic in names.work_topics)
-    return specs

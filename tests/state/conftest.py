@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from penstock.log.port import TopicSpec
 from penstock.state.partition_store import StoreFactory, rocks_store
 from tests.state.shelf import Shelf
+from tests.state.snapshot_scene import PARTITIONS, Scene
+from tests.state.writing import TOPIC
 
 
 @pytest.fixture(params=["memory", "rocks"])
 def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     return Shelf() if request.param == "memory" else rocks_store
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> Scene:
+    """Two partitions, each with the line of its leader."""
+    found = Scene(tmp_path)
+    await found.log.ensure_topics([TopicSpec(TOPIC, PARTITIONS)])
+    for partition in range(PARTITIONS):
+        await found.write(0, partition)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from hashlib import sha256
@@ -9,6 +10,7 @@ from hashlib import sha256
 import pytest
 
 from penstock.log.memory import MemoryLog
+from penstock.schemas.copies import COPY_HEADER, CopiedPlace, encode_copied_from
 from penstock.schemas.errors import LogUnavailable
 from penstock.schemas.topics import Topics
 from penstock.state import audit
@@ -136,3 +138,19 @@ async def test_a_log_that_falls_silent_does_not_make_a_short_export(
     monkeypatch.setattr(log, "bounds", ahead)
     with pytest.raises(LogUnavailable):
         await exported(log, max_wait_ms=10)
+
+
+async def test_where_copied_lines_stood_before_is_covered_too() -> None:
+    log = MemoryLog(now_ms=lambda: 1_700_000_000_123)
+    await log.ensure_topics([audit_spec()])
+    header = encode_copied_from("copy", 3, 1, 0, [CopiedPlace(9, 9, 5), CopiedPlace(12, 12, 6)])
+    await log.append(TOPICS.jobs, 0, b'{"n":0}\n{"n":1}', headers=((COPY_HEADER, header),))
+    lines = await exported(log)
+    first, second = (json.loads(line) for line in lines[1:3])
+    assert (base64.b64decode(first["copied"]), "copied" in second) == (header, False)
+    assert verify_export(lines).ok
+    for changed in (base64.b64encode(header[:-1]).decode(), "AA==", "", "not base64"):
+        tampered = [lines[0], json.dumps(first | {"copied": changed}).encode(), *lines[2:]]
+        assert (verify_export(tampered).ok, verify_export(tampered).line) == (False, 2)
+    del first["copied"]
+    assert verify_export([lines[0], json.dumps(first).encode(), *lines[2:]]).line == 2

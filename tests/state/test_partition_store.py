@@ -11,7 +11,7 @@ from hypothesis import given
 from msgspec import Raw
 
 from penstock.core import rows
-from penstock.core.partition import PartitionFold
+from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rows import DIGEST_MODULUS, row_digest
 from penstock.log.kv import Batch
 from penstock.log.memory import MemoryLog
@@ -194,30 +194,57 @@ def test_the_owners_rows_are_in_the_same_batch(tmp_path: Path, store_factory: St
     writer.enqueue("a")
     writer.end_record()
 
-    def fails(batch: Batch) -> None:
-        batch.put("timers", b"t", b"1")
-        raise OSError("no more")
-
+    view = FoldedLines()
+    view.error = OSError("no more")
     with PartitionStore.open(
         tmp_path, identity=IDENTITY, extra=("timers",), store_factory=store_factory
     ) as store:
+        store.attach("timers", view)
         for record in writer.records:
             store.fold(record)
         with pytest.raises(OSError, match="no more"):
-            store.commit(fails)
+            store.commit()
         assert store.store.get("timers", b"t") is None
+        assert view.stored == 0
+    view = FoldedLines()
     with PartitionStore.open(
         tmp_path, identity=IDENTITY, extra=("timers",), store_factory=store_factory
     ) as store:
         assert store.next_offset == 0
+        store.attach("timers", view)
         for record in writer.records:
             store.fold(record)
-        store.commit(lambda batch: batch.put("timers", b"t", b"1"))
+        store.commit()
+        assert view.stored == 2
     with PartitionStore.open(
         tmp_path, identity=IDENTITY, extra=("timers",), store_factory=store_factory
     ) as store:
-        assert (store.next_offset, store.store.get("timers", b"t")) == (2, b"1")
+        assert (store.next_offset, store.store.get("timers", b"t")) == (2, b"2")
         assert store.recompute_digest() == store.digest
+
+
+class FoldedLines:
+    """A view that counts lines."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.stored = 0
+        self.error: OSError | None = None
+
+    def take(self, folded: Sequence[Folded]) -> None:
+        self.lines += len(folded)
+
+    def write(self, batch: Batch) -> None:
+        batch.put("timers", b"t", str(self.lines).encode())
+        if self.error is not None:
+            raise self.error
+
+    def written(self) -> None:
+        self.stored = self.lines
+
+    @property
+    def awaited(self) -> bool:
+        return False
 
 
 def test_a_killed_process_leaves_every_commit(tmp_path: Path) -> None:
@@ -278,7 +305,7 @@ def test_a_store_of_another_log_is_not_taken(
     PartitionStore.open(tmp_path, identity=IDENTITY, store_factory=store_factory).close()
 
 
-def test_a_store_of_another_version_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_another_version_is_folded_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer()
     writer.enqueue("a")
     writer.end_record()
@@ -287,10 +314,12 @@ def test_a_store_of_another_version_is_thrown_away(tmp_path: Path, monkeypatch: 
     with PartitionStore.open(tmp_path, identity=IDENTITY, extra=("new",), layout=2) as store:
         assert store.next_offset == 0
         fold_all(store, writer.records)
-    monkeypatch.setattr("penstock.state.partition_store.FOLD_VERSION", rows.FOLD_VERSION + 1)
+    monkeypatch.setattr("penstock.state.versions.FOLD_VERSION", rows.FOLD_VERSION + 1)
     with PartitionStore.open(tmp_path, identity=IDENTITY, extra=("new",), layout=2) as store:
         assert store.next_offset == 0
-    assert len(list(tmp_path.iterdir())) == 1
+        assert len(list(tmp_path.iterdir())) == 3
+        assert store.remove_superseded()
+        assert [path.name for path in tmp_path.iterdir()] == [f"fold-{rows.FOLD_VERSION + 1}-2"]
 
 
 async def folded_log(records: int = 3) -> tuple[MemoryLog, PartitionStore]:

@@ -183,6 +183,7 @@ class Writer:
         self._verb(ev.RetryRequested, job_id)
 
     def _forget(self, job_id: str, variant: int) -> None:
+        self.end_record()
         job = self.job(job_id)
         if job is not None and job.state in TERMINAL:
             self.forget(job_id)

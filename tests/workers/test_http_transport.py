@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -329,6 +330,30 @@ async def test_b7_leaving_gives_back_over_http_too() -> None:
     event = server.event("one")
     assert event is not None
     assert (event["type"], event["reason"]) == ("Returned", "shutdown")
+
+
+async def test_a_worker_whose_slots_are_all_stuck_asks_for_nothing_until_one_is_free() -> None:
+    server, release = Server(), threading.Event()
+
+    @task
+    def stuck() -> None:
+        release.wait(60)
+
+    async with running(server, stuck, echo, concurrency=1, wait_ms=20, lease_ms=60_000) as (
+        worker,
+        transport,
+    ):
+        server.put("one", "stuck", timeout_ms=20)
+        await until(lambda: server.event("one") and not transport.held)
+        await until(lambda: not worker.capacity)
+        server.put("two", payload=2)
+        asked = len(server.fetches)
+        # The fetch that was under way may still bring the job; what goes back then is not asked for again.
+        await asyncio.sleep(0.3)
+        assert len(server.fetches) <= asked + 1
+        release.set()
+        server.put("three", payload=3)
+        await until(lambda: (event := server.event("three")) and event["type"] == "Succeeded")
 
 
 async def test_many_short_jobs_are_fetched_and_reported_in_batches() -> None:

@@ -270,6 +270,21 @@ async def test_a_thread_that_cannot_be_stopped_keeps_its_slot_and_its_late_resul
         assert set(transport.outcomes) == {"0.1.1", "0.1.2"}
 
 
+async def test_a_stuck_handler_costs_its_slot_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.workers.runtime.SHRUNK_MS", 0)
+    async with running(deaf, double, concurrency=2) as (transport, worker):
+        transport.give(job("deaf", timeout_ms=20))
+        assert (await transport.failed("0.1.1")).error.code == "timeout"
+        # Until what was leased under the larger capacity would be surplus.
+        await until(lambda: worker._limit == 1)  # pyright: ignore[reportPrivateUsage]  # nothing tells of it
+        assert (transport.capacities[-1], worker.busy) == (1, 1)
+        for number in range(2, 5):
+            transport.give(job("double", f"0.1.{number}", {"n": number}))
+            assert await transport.succeeded(f"0.1.{number}") == 2 * number
+        DEAF.set()
+        await until(lambda: not worker.busy)
+
+
 async def test_a_thread_that_runs_past_its_timeout_is_spoken_for() -> None:
     async with running(deaf) as (transport, worker):
         transport.give(job("deaf", timeout_ms=20))

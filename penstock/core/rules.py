@@ -1,0 +1,67 @@
+"""What is in force under each version of the rules: types of events, fields of them, and who decides.
+
+A version of Penstock follows every version of the rules up to its newest, and a line is folded under those that were
+active where it stands. So a fold never changes its mind about what it has decided, whatever program folds it, and an
+older program that meets rules it does not have stops instead of guessing. Under older rules a newer program does as
+an older one did: it does not know the types, and ignores the fields, that came later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
+
+from penstock.core import job
+from penstock.core.job import Decision, Job, Place
+from penstock.schemas import events as ev
+from penstock.schemas.codec import LineDecoder
+
+Decide = Callable[[Job | None, ev.AnyEvent, Place], Decision]
+
+
+class RuleSet:
+    """One version of the rules.
+
+    Args:
+        in_force: names of the types that may have an effect. A known type that is not in force is refused.
+        kinds: the types that are known. A line of another cannot be decoded.
+        later_fields: fields, by type, that only later versions know.
+        decide: what a line does to its job.
+    """
+
+    __slots__ = ("decide", "decode_bundle", "decode_line", "in_force", "types")
+
+    def __init__(
+        self,
+        in_force: Iterable[str],
+        *,
+        kinds: Sequence[type[ev.Event]] = get_args(ev.AnyEvent),
+        later_fields: Mapping[type[ev.Event], frozenset[str]] | None = None,
+        decide: Decide = job.apply,
+    ) -> None:
+        decoder = LineDecoder(kinds, later_fields)
+        self.in_force = frozenset(in_force)
+        self.types = frozenset(kind for kind in kinds if kind.__struct_config__.tag in self.in_force)
+        self.decode_line = decoder.decode_line
+        self.decode_bundle = decoder.decode_bundle
+        self.decide = decide
+
+
+RulesTable = Mapping[int, RuleSet]
+"""Rules by version: 1 and up, without gaps."""
+
+RULES: RulesTable = {
+    1: RuleSet(
+        {
+            "Enqueued", "Due", "Leased", "Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired",
+            "CancelRequested", "Cancelled", "RetryRequested", "DeadLettered", "Expired", "Forgotten",
+            "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated", "CopySealed",
+        }
+    )
+}  # fmt: skip
+"""The rules of this version of Penstock."""
+
+
+def newest(rules: RulesTable) -> int:
+    """The highest version that is supported."""
+    return max(rules)

@@ -1,0 +1,198 @@
+"""The simulator bites in whole processes too: each of these mistakes, made on purpose, is found within a few seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from penstock.log.bundler import Bundler
+from penstock.log.port import Appended
+from penstock.orchestrator import fleet
+from penstock.projections.projector import Projector
+from penstock.projections.service import ProjectionService
+from penstock.schemas.errors import AppendUnknown
+from penstock.state.partition_store import META, PartitionStore
+from penstock.workers.memory import FinishedLeases
+from penstock.workers.session import Session
+from tests.sim import whole
+from tests.sim.weather import Weather
+from tests.sim.whole import simulate_whole
+from tests.sim.world import Violation
+
+FAIR = Weather(storm_ms=6_000, partitions=2, orchestrators=2, workers=2, http_workers=0, jobs=15)
+STORM = Weather(
+    storm_ms=8_000, partitions=2, orchestrators=2, workers=2, projections=2, jobs=15, append_fault=0.15, hint_lost=0.1,
+    hint_doubled=0.2, hint_late=0.2, orchestrator_trouble_ms=3_000, worker_trouble_ms=2_000, process_trouble_ms=2_000,
+    odd_lines=0.5, verbs=0.4, crash_in_writes=0.005, slow_turns=0.01, skew_ms=5_000,
+)  # fmt: skip
+GATEWAY = Weather(
+    storm_ms=10_000, partitions=1, orchestrators=1, workers=0, http_workers=2, jobs=20, worker_trouble_ms=1_500,
+)  # fmt: skip
+
+
+DOUBLED = Weather(storm_ms=8_000, partitions=1, jobs=15, hint_doubled=0.9)
+CLOCKS = Weather(
+    storm_ms=8_000,
+    partitions=1,
+    jobs=10,
+    worker_trouble_ms=800,
+    hint_doubled=0.3,
+    hint_late=0.3,
+    skew_ms=20_000,
+)
+READERS = Weather(storm_ms=8_000, partitions=1, projections=2, workers=1, jobs=30, process_trouble_ms=400)
+UNKNOWN = Weather(storm_ms=5_000, partitions=1, jobs=15, append_fault=0.3)
+CRASHES = Weather(storm_ms=6_000, partitions=2, projections=2, jobs=20, crash_in_writes=0.1)
+
+
+class Mistake(NamedTuple):
+    """What is done wrong, in which weather it shows, and within how many seeds."""
+
+    make: Callable[[pytest.MonkeyPatch], None]
+    weather: Weather = STORM
+    seeds: int = 20
+
+
+def name_nothing_in_heartbeats(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "_holding", lambda self, now_ms: [])
+
+
+def renew_at_the_gateway_what_nobody_named(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "_renews", lambda self, lease, now_ms: True)
+    patch.setattr(Session, "lapse", lambda self, now_ms: None)
+
+
+def run_a_finished_lease_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FinishedLeases, "remember", lambda self, lease, line, now_ms: None)
+
+
+def take_what_is_for_another_incarnation(patch: pytest.MonkeyPatch) -> None:
+    deliver = Session.deliver
+
+    def any_of_the_name(self: Session, deliveries: Any) -> None:
+        mine = self.profile.incarnation
+        deliver(self, [msgspec.structs.replace(one, incarnation=mine) for one in deliveries])
+
+    patch.setattr(Session, "deliver", any_of_the_name)
+
+
+def deliver_without_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    body = PartitionStore.body
+
+    def no_checkpoint(self: PartitionStore, key: str, kind: Any) -> bytes | None:
+        return None if kind == "checkpoint" else body(self, key, kind)
+
+    patch.setattr(PartitionStore, "body", no_checkpoint)
+
+
+def count_a_duplicate(patch: pytest.MonkeyPatch) -> None:
+    keep = Projector._keep_refused
+
+    def counted(self: Projector, line: Any) -> None:
+        if line.outcome == "duplicate" and line.after is not None:
+            self.groups.add(self.groups.of(line.after), line.after.created_at_ms)
+        keep(self, line)
+
+    patch.setattr(Projector, "_keep_refused", counted)
+
+
+def commit_the_offset_apart_from_the_rows(patch: pytest.MonkeyPatch) -> None:
+    commit = PartitionStore.commit
+
+    def offset_first(self: PartitionStore, *extra: Any) -> None:
+        store = self.store
+        batch = store.batch()
+
+        class Split:
+            """Takes the offset out of the batch, and writes it by itself, before the rows."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(store, name)
+
+            def batch(self) -> Any:
+                return batch
+
+            def write(self, full: Any, *, sync: bool = False) -> None:
+                offset = store.batch()
+                for _, family, key, value in full.changes:
+                    if family is store.family(META) and key == b"progress":
+                        offset.put(META, key, value)
+                store.write(offset)
+                store.write(full)
+
+        self.store = Split()
+        try:
+            commit(self, *extra)
+        finally:
+            self.store = store
+
+    patch.setattr(PartitionStore, "commit", offset_first)
+
+
+def answer_reads_at_once(patch: pytest.MonkeyPatch) -> None:
+    async def no_waiting(self: ProjectionService, positions: Any, timeout_ms: int) -> None:
+        await asyncio.sleep(0)
+
+    patch.setattr(ProjectionService, "wait", no_waiting)
+
+
+def take_the_unknown_for_written(patch: pytest.MonkeyPatch) -> None:
+    async def once(self: Bundler, partition: int, value: bytes) -> Appended:
+        try:
+            return await self._log.append(self._topic, partition, value, key=self._key, headers=self._headers)
+        except AppendUnknown:
+            return Appended(0, 0)
+
+    patch.setattr(Bundler, "_append", once)
+
+
+def believe_the_highest_incarnation_for_ever(patch: pytest.MonkeyPatch) -> None:
+    life = fleet._Life
+    patch.setattr(fleet, "_Life", lambda incarnation, heard_ms, lasts_ms: life(incarnation, heard_ms, 10**9))
+    patch.setattr(whole, "CLEAR_SKY_MS", 60_000)
+
+
+MISTAKES = [
+    Mistake(name_nothing_in_heartbeats, FAIR),
+    Mistake(renew_at_the_gateway_what_nobody_named, GATEWAY),
+    Mistake(run_a_finished_lease_again, DOUBLED),
+    Mistake(take_what_is_for_another_incarnation, CLOCKS),
+    Mistake(deliver_without_the_checkpoint),
+    Mistake(count_a_duplicate, UNKNOWN),
+    Mistake(commit_the_offset_apart_from_the_rows, CRASHES),
+    Mistake(answer_reads_at_once, READERS),
+    Mistake(take_the_unknown_for_written, UNKNOWN),
+    Mistake(believe_the_highest_incarnation_for_ever, CLOCKS),
+]
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def finding_of(seeds: Sequence[int], weather: Weather) -> str:
+    for seed in seeds:
+        try:
+            simulate_whole(seed, weather)
+        except (Violation, AssertionError) as found:
+            return str(found) or "an assertion inside"
+    return ""
+
+
+@pytest.mark.parametrize("weather", [FAIR, STORM, GATEWAY], ids=["fair", "storm", "gateway"])
+def test_without_a_mistake_nothing_is_found(weather: Weather) -> None:
+    assert finding_of(range(4_000, 4_004), weather) == ""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.make.__name__)
+def test_a_mistake_is_found(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
+    mistake.make(monkeypatch)
+    assert finding_of(range(4_000, 4_000 + mistake.seeds), mistake.weather)
