@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 
@@ -30,8 +31,15 @@ REPLAY_JOBS = 100_000
 """Three lines each: `Enqueued`, `Leased`, `Succeeded`."""
 READS = 300
 """Of each kind."""
-SHAPES = ((4, 1, 1), (16, 1, 1), (32, 1, 1), (16, 2, 1), (16, 1, 2), (16, 2, 2))
-"""Partitions, orchestrators, workers."""
+SHAPES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("4 partitions, a node, a worker", {"partitions": 4}),
+    ("16 partitions, a node, a worker", {"partitions": 16}),
+    ("32 partitions, a node, a worker", {"partitions": 32}),
+    ("16 partitions, 2 nodes, a worker", {"nodes": 2}),
+    ("16 partitions, a node, 2 workers", {"workers": 2}),
+    ("16 partitions, 2 nodes, 2 workers", {"nodes": 2, "workers": 2}),
+    ("16 partitions, orchestrator and projection apart, a worker", {"apart": True}),
+)
 
 
 def scale(broker: Broker, plan: Plan) -> Iterator[Table]:
@@ -42,12 +50,11 @@ def scale(broker: Broker, plan: Plan) -> Iterator[Table]:
         ("drained, jobs/s", "enqueued in bulk, jobs/s"),
         "More processes than the machine has cores share them; what they gain needs more machines.",
     )
-    for partitions, orchestrators, workers in SHAPES:
-        shape = Penstock(broker, partitions=partitions, orchestrators=orchestrators, workers=workers)
+    for name, settings in SHAPES:
+        shape = Penstock(broker, **settings)
         with contextlib.closing(shape), shape.round():
             found = [drain(shape, plan.jobs) for _ in range(plan.fewer().rounds)]
         enqueued, drained = zip(*found, strict=True)
-        name = f"{partitions} partitions, orchestrators: {orchestrators}, workers: {workers}"
         table.add(name, [rate(drained), rate(enqueued)], [median(drained), median(enqueued)])
         print(f"  {name}: {rate(drained)}/s", flush=True)
     yield table
@@ -85,7 +92,7 @@ def _rebuild(ours: Penstock) -> tuple[float, int]:
     """Seconds, and lines that were folded."""
     folder = ours.stack.folder / "rebuilt"
     shutil.rmtree(folder, ignore_errors=True)
-    environment = {**os.environ, **ours.stack["projection"].environment}
+    environment = {**os.environ, **ours.stack[ours.leaders[0]].environment}
     command = [*PENSTOCK, "projection", "rebuild", "--into", str(folder), "--output", "json"]
     began = time.perf_counter()
     done = subprocess.run(
@@ -100,7 +107,7 @@ def _rebuild(ours: Penstock) -> tuple[float, int]:
 
 def million(broker: Broker, plan: Plan) -> Iterator[Table]:
     """A million jobs: drained, remembered, read, restarted with; and a leader lost with as many waiting."""
-    ours = Penstock(broker, orchestrators=1)
+    ours = Penstock(broker)
     memory = Table("memory", "Memory by role, MiB resident", tuple(ours.stack.roles))
     with contextlib.closing(ours), ours.round():
         time.sleep(2)
@@ -202,47 +209,45 @@ def _p50_p99(times: list[float]) -> tuple[float, float]:
 
 
 def _direct(ours: Penstock, ids: list[str], state: str) -> dict[str, list[float]]:
-    """In a process of its own on the projection's folder, while the projection is stopped."""
-    projection = ours.stack["projection"]
-    projection.stop()
+    """In a process of its own on the node's folder, while the node is stopped."""
+    node = ours.stack[ours.leaders[0]]
+    node.stop()
     asked = ours.stack.folder / "asked.json"
     asked.write_text(json.dumps({"ids": ids, "state": state, "reads": READS}), encoding="utf-8")
-    environment = {**os.environ, **projection.environment, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **node.environment, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(HERE / "direct_reads.py"), str(asked)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, cwd=ours.stack.folder
     )
-    projection.start().wait_ready(READY_TIMEOUT_S)
+    node.start().wait_ready(READY_TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-2_000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _restart(ours: Penstock) -> Iterator[Table]:
-    """Time from start to ready, for the roles that keep a folder."""
+    """Time from start to ready, for the role that keeps a folder."""
     columns = (
         "folder kept",
         "folder lost, from a snapshot",
         "folder lost, from the log",
         "taking the snapshot",
     )
-    table = Table("restart", f"Restart with {ours.known():,} jobs, s until ready", columns)
-    for name in ("projection", ours.orchestrators[0]):
-        role = ours.stack[name]
-        role.stop()
-        found = [_ready_after(role)]
-        role.stop()
-        snapshots = str(ours.stack.folder / f"{name}-snapshots")
-        taken_s = _snapshot(role, snapshots)
-        for place in (snapshots, ""):
-            shutil.rmtree(role.environment["PENSTOCK_DATA"])
-            role.environment["PENSTOCK_SNAPSHOTS"] = place
-            found.append(_ready_after(role))
-            if place:
-                role.stop()
-        found.append(taken_s)
-        kind = name.partition("-")[0]
-        table.add(kind, [f"{seconds:.1f}" for seconds in found], found)
-        print(f"  restart of {kind}: {', '.join(f'{seconds:.1f} s' for seconds in found)}", flush=True)
+    table = Table("restart", f"Restart of a node with {ours.known():,} jobs, s until ready", columns)
+    node = ours.stack[ours.leaders[0]]
+    node.stop()
+    found = [_ready_after(node)]
+    node.stop()
+    snapshots = str(ours.stack.folder / "snapshots")
+    taken_s = _snapshot(node, snapshots)
+    for place in (snapshots, ""):
+        shutil.rmtree(node.environment["PENSTOCK_DATA"])
+        node.environment["PENSTOCK_SNAPSHOTS"] = place
+        found.append(_ready_after(node))
+        if place:
+            node.stop()
+    found.append(taken_s)
+    table.add("node", [f"{seconds:.1f}" for seconds in found], found)
+    print(f"  restart: {', '.join(f'{seconds:.1f} s' for seconds in found)}", flush=True)
     yield table
 
 

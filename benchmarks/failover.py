@@ -23,9 +23,9 @@ LEADING = re.compile(r"^(?P<at>\S+Z) .*partition (?P<partition>\d+): leading", r
 
 
 def failover(broker: Broker, plan: Plan) -> Iterator[Table]:
-    """Two orchestrators share the partitions; one is ended with SIGKILL. No job may be lost."""
-    ours = Penstock(broker, orchestrators=2)
-    for name in ours.orchestrators:
+    """Two nodes share the partitions; one is ended with SIGKILL. No job may be lost."""
+    ours = Penstock(broker, nodes=2)
+    for name in ours.leaders:
         ours.stack[name].environment["PENSTOCK_LOG_LEVEL"] = "info"  # they tell what they lead
     with contextlib.closing(ours), ours.round():
         ours.clear()
@@ -33,9 +33,9 @@ def failover(broker: Broker, plan: Plan) -> Iterator[Table]:
         with ours.working():
             ours.wait_ran(1)
             time.sleep(BEFORE_S)
-            killed = ours.stack[ours.orchestrators[0]]
+            killed = ours.stack[ours.leaders[0]]
             ours.gone.add(killed.name)
-            led = led_by(killed.name, {name: ours.stack[name].output for name in ours.orchestrators})
+            led = led_by(killed.name, {name: ours.stack[name].output for name in ours.leaders})
             killed_ns = time.time_ns()
             killed.kill()
             time.sleep(AFTER_S)
@@ -58,7 +58,7 @@ def failover(broker: Broker, plan: Plan) -> Iterator[Table]:
 
 
 def led_by(name: str, outputs: Mapping[str, Path]) -> list[int]:
-    """Partitions that an orchestrator leads, by what all of them logged: who said so last does."""
+    """Partitions that a node leads, by what all of them logged: who said so last does."""
     said = sorted(
         (found["at"], int(found["partition"]), who)
         for who, output in outputs.items()

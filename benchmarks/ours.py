@@ -1,8 +1,8 @@
 """Penstock as it is measured: with everything on.
 
-On Kafka, its roles are processes of their own on a real broker. An acknowledged job is appended with `acks=all`; every
-job is leased, its history is kept, and it counts as done when the read model shows it, which is the last place that
-hears of it.
+On Kafka, node, API and worker are processes of their own on a real broker. An acknowledged job is appended with
+`acks=all`; every job is leased, its history is kept, and it counts as done when the read model shows it, which is the
+last place that hears of it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,39 @@ READY_TIMEOUT_S = 180.0
 
 
 class Penstock(Served):
-    """A namespace of its own on a broker, with one process each of orchestrator, projection and API unless told."""
+    """A namespace of its own on a broker: nodes, an API and workers, a process each.
+
+    A node is orchestrator and read model over one fold; ``apart`` has a process each of those instead.
+    """
 
     name = "Penstock"
 
     def __init__(
-        self, broker: Broker, *, partitions: int = PARTITIONS, orchestrators: int = 1, workers: int = 1
+        self,
+        broker: Broker,
+        *,
+        partitions: int = PARTITIONS,
+        nodes: int = 1,
+        workers: int = 1,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         self.partitions = partitions
         self.gone: set[str] = set()
         """Roles that were killed on purpose."""
         self.workers = [f"worker-{number}" for number in range(workers)]
-        self.orchestrators = [f"orchestrator-{number}" for number in range(orchestrators)]
+        self.leaders = [f"{'orchestrator' if apart else 'node'}-{number}" for number in range(nodes)]
+        """Roles that lead partitions."""
         self._shared = {
             "PENSTOCK_LOG": f"kafka://{broker.bootstrap}",
             "PENSTOCK_PARTITIONS": str(partitions),
             "PENSTOCK_WORK_PARTITIONS": str(WORK_PARTITIONS),
             "PENSTOCK_LOG_LEVEL": "warning",
         }
-        for name in self.orchestrators:
-            self._add(name, "orchestrator")
-        self._add("projection", "projection", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
+        for name in self.leaders:
+            self._add(name, name.partition("-")[0], **({} if apart else _reachable()))
+        if apart:
+            self._add("projection", "projection", **_reachable())
         own = {**self._shared, "PENSTOCK_NAME": "api"}
         self.stack.add("api", ("api", "--port", str(self.port)), own, f"{self.server}/readyz")
         for name in self.workers:
@@ -93,6 +104,11 @@ class Penstock(Served):
         for name in self.workers:
             if self.stack[name].running:
                 self.stack[name].stop()
+
+
+def _reachable() -> dict[str, str]:
+    """An address for reads that stays the same over restarts."""
+    return {"PENSTOCK_PROJECTION_ADDRESS": f"127.0.0.1:{free_port()}"}
 
 
 class PenstockDev(Served):

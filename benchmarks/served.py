@@ -28,6 +28,8 @@ BULK_BYTES = 4 << 20
 """Of one bulk call, about."""
 BULK_CALLS = 2
 """Bulk calls on their way at once, so that the server needn't wait for the next one to be written."""
+SLOWEST_PER_S = 2_000
+"""Jobs that the read model takes in, at the least."""
 PAYLOAD = "x" * 10_000
 SOON = {"kind": "none"}
 """Backoff of `flaky` jobs: as the peers, as soon as possible."""
@@ -131,7 +133,8 @@ class Served(System):
         return seconds
 
     def _wait_known(self, jobs: int) -> None:
-        wait_for(f"the read model has {jobs} jobs", lambda: self.known() >= jobs, PATIENCE_S)
+        patience_s = max(PATIENCE_S, jobs / SLOWEST_PER_S)
+        wait_for(f"the read model has {jobs} jobs", lambda: self.known() >= jobs, patience_s)
         if (known := self.known()) != jobs:
             raise Wrong(f"{self.name}: the read model has {known} jobs, and {jobs} were enqueued")
 

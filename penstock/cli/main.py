@@ -84,7 +84,10 @@ def advice(error: PenstockError) -> str:
             "Is the server running? `penstock dev` starts one; --server or PENSTOCK_SERVER says where it is."
         )
     if isinstance(error, UnknownRules):
-        return "Nothing is lost, and nothing is wrong with the data: an upgraded Penstock goes on where this one stopped."
+        return (
+            "Nothing is lost, and nothing is wrong with the data:"
+            " an upgraded Penstock goes on where this one stopped."
+        )
     if isinstance(error, StoreLocked):
         return "Another process has it open: stop that one, or ask it with --server."
     return ""

@@ -29,7 +29,7 @@ _UNKNOWN = -1
 
 
 class Held:
-    """A job in hand. ``job`` is its state now, None where there is none; whoever changes it calls :meth:`WorkingRows.put`."""
+    """A job in hand. ``job`` is its state now, None where there is none; changed by :meth:`WorkingRows.put` only."""
 
     __slots__ = ("changed", "job", "share", "stored")
 

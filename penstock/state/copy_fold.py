@@ -6,6 +6,7 @@ No bodies and no views: only what decides. The store is made for one run and thr
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 from penstock.core.copying import COPY_REFUSALS
@@ -81,9 +82,10 @@ class RowFold:
     async def follow(self, log: Log, topic: str) -> None:
         """Fold what the log has beyond the last folded record. Raises like :func:`records_between`."""
         end = (await log.bounds(topic, self.partition)).end
-        async for records in records_between(log, topic, self.partition, self.next_offset, end):
-            for record in records:
-                self.fold(record)
+        async with aclosing(records_between(log, topic, self.partition, self.next_offset, end)) as portions:
+            async for records in portions:
+                for record in records:
+                    self.fold(record)
         self.reached(end)
 
     def reached(self, end: int) -> None:

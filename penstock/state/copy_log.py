@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,7 +38,7 @@ from penstock.log.namespace import (
     seal_namespace,
     topic_specs,
 )
-from penstock.log.port import Headers, Log
+from penstock.log.port import Headers, Log, Record
 from penstock.schemas import events as ev
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import (
@@ -208,21 +209,25 @@ class LogCopier:
             Conflict: the target was sealed, and the source has more since.
             LogUnavailable, AppendRefused: a log does not answer; call again, or start again.
         """
-        source = self._source
+        log, topic = self._source.log, self._source.topics.jobs
         for number, fold in enumerate(self._sources):
-            end = (await source.log.bounds(source.topics.jobs, number)).end
-            portions = records_between(source.log, source.topics.jobs, number, fold.next_offset, end)
-            async for records in portions:
-                outgoing: dict[int, list[CopiedLine]] = defaultdict(list)
-                for record in records:
-                    for line in self._lines[number].of(record, fold.fold(record)):
-                        target = partition_of(line.job, self._target.topics.partitions)
-                        if line.place.position > self._marks[target].get(number, -1):
-                            outgoing[target].append(line)
-                await self._write(number, outgoing)
-                if self._on_progress is not None:
-                    self._on_progress(number, fold.next_offset, end)
+            end = (await log.bounds(topic, number)).end
+            async with aclosing(records_between(log, topic, number, fold.next_offset, end)) as portions:
+                async for records in portions:
+                    await self._write(number, self._by_target(number, records))
+                    if self._on_progress is not None:
+                        self._on_progress(number, fold.next_offset, end)
             fold.reached(end)
+
+    def _by_target(self, source: int, records: Sequence[Record]) -> dict[int, list[CopiedLine]]:
+        """Fold the next records of a partition; their lines that are not copied yet, by partition of the target."""
+        outgoing: dict[int, list[CopiedLine]] = defaultdict(list)
+        for record in records:
+            for line in self._lines[source].of(record, self._sources[source].fold(record)):
+                target = partition_of(line.job, self._target.topics.partitions)
+                if line.place.position > self._marks[target].get(source, -1):
+                    outgoing[target].append(line)
+        return outgoing
 
     async def _write(self, source: int, outgoing: dict[int, list[CopiedLine]]) -> None:
         work = [self._write_to(source, target, lines) for target, lines in outgoing.items()]

@@ -179,9 +179,13 @@ class Stack:
         *,
         partitions: int = 4,
         orchestrators: int = 2,
+        nodes: int = 0,
         app: Path = TASKS,
     ) -> str:
-        """Orchestrators, a projection, an API and a worker on the log itself; returns the API's address."""
+        """Orchestrators and a projection (or nodes, where there are any), an API and a worker on the log itself.
+
+        Returns the API's address.
+        """
         port = free_port()
         shared = {
             "PENSTOCK_LOG": f"kafka://{bootstrap}",
@@ -196,9 +200,12 @@ class Stack:
             settings |= {"PENSTOCK_HEALTH_PORT": str(health), **own}
             self.add(name, arguments, settings, f"http://127.0.0.1:{health}/readyz")
 
-        for number in range(orchestrators):
-            add(f"orchestrator-{number}", "orchestrator")
-        add("projection", "projection", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
+        for number in range(nodes):
+            add(f"node-{number}", "node", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
+        if not nodes:
+            for number in range(orchestrators):
+                add(f"orchestrator-{number}", "orchestrator")
+            add("projection", "projection", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
         settings = {**shared, "PENSTOCK_DATA": str(self.folder / "api"), "PENSTOCK_NAME": "api"}
         self.add("api", ("api", "--port", str(port)), settings, f"http://127.0.0.1:{port}/readyz")
         add("worker", "worker", "--app", str(app))

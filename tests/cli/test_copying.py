@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from penstock.log.namespace import open_namespace
 from penstock.log.opening import open_log
 from penstock.schemas import events as ev
 from penstock.schemas.codec import encode_line
+from penstock.schemas.errors import TopicMismatch
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Beat, encode_messages
 from penstock.schemas.position import MAX_GENERATION, generation_of, parse
@@ -349,3 +351,56 @@ def test_a_source_with_a_leader_is_followed_and_not_sealed(
     assert (done.code, done.json["sealed"]) == (0, True), done.err
     assert sum(part["found"] for part in done.json["partitions"]) > 0
     assert done.json["copy"]["jobs"] > 5
+
+
+@pytest.mark.slow
+def test_a_copier_that_is_killed_is_followed_by_one_that_finishes(
+    kafka_bootstrap: str, unique_namespace: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_WORK_PARTITIONS", "2")
+    kafka, jobs = f"kafka://{kafka_bootstrap}", 3_000
+    source = Topics(namespace="penstock", partitions=2, work_partitions=2)
+    target = Topics(namespace=unique_namespace, partitions=5, work_partitions=2)
+
+    async def fill() -> None:
+        """A line a record, so that the copy takes a while."""
+        async with open_log(f"embedded:{tmp_path}") as log:
+            await open_namespace(log, source)
+            lines = [ev.Enqueued(id=f"enq.{n}", job=f"job-{n}", job_type="t") for n in range(jobs)]
+            work = (log.append(source.jobs, partition_of(one.job, 2), encode_line(one)) for one in lines)
+            await asyncio.gather(*work)
+
+    async def written() -> int:
+        async with open_log(kafka) as log:
+            with contextlib.suppress(TopicMismatch):
+                return sum([(await log.bounds(target.jobs, n)).end for n in range(target.partitions)])
+        return 0
+
+    asyncio.run(fill())
+    # Small portions: as from a cluster that gives little at a time.
+    code = "from penstock.state import copy_fold as f; f._POLL_RECORDS = 2; from penstock.cli.main import main; main()"
+    copy = (
+        "log",
+        "copy",
+        "--from",
+        f"embedded:{tmp_path}",
+        "--to",
+        kafka,
+        "--to-namespace",
+        unique_namespace,
+    )
+    copier = subprocess.Popen(
+        [sys.executable, "-c", code, *copy, "--partitions", "5", "--work", tmp_path / "work"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(PENSTOCK_WORK_PARTITIONS="2"),
+    )  # fmt: skip
+    try:
+        wait_for("a part of it is copied", lambda: asyncio.run(written()) > 20)
+    finally:
+        copier.kill()
+        assert copier.wait() == -signal.SIGKILL
+    done = run(*copy, "--partitions", "5", "--output", "json")
+    assert (done.code, done.json["sealed"]) == (0, True), done.err
+    found, lines = (sum(part[name] for part in done.json["partitions"]) for name in ("found", "lines"))
+    assert min(found, lines) > 20
+    assert found + lines >= jobs
+    assert done.json["copy"]["states"] == {"ready": jobs}

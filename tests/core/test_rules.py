@@ -97,12 +97,12 @@ def test_newer_rules_hold_from_their_line_on_and_what_was_decided_stays(together
     records = [[*BEFORE, *after]] if together else [BEFORE, after]
     found, outcomes = fold(NEWER, *records)
     assert outcomes[-6:] == ["applied", "applied", "duplicate", "applied", "applied", "quarantined"]
-    jobs = {key: found.job(f"default/{key}") for key in "abcd"}
-    assert jobs["c"].priority == "critical"  # type: ignore[union-attr]
-    assert jobs["d"].due_at_ms == 1_077  # type: ignore[union-attr]
+    jobs: dict[str, Any] = {key: found.job(f"default/{key}") for key in "abcd"}
+    assert jobs["c"].priority == "critical"
+    assert jobs["d"].due_at_ms == 1_077
     # They failed below it, and wait as the older rules had it.
-    assert jobs["b"].due_at_ms == 1_005  # type: ignore[union-attr]
-    assert jobs["a"].due_at_ms != 1_077  # type: ignore[union-attr]
+    assert jobs["b"].due_at_ms == 1_005
+    assert jobs["a"].due_at_ms != 1_077
 
 
 def test_an_older_program_stops_where_newer_rules_begin() -> None:

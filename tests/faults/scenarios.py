@@ -243,7 +243,7 @@ DISKS = (
     ),
     Scenario(
         "log-disk-nearly-full",
-        "the embedded log's disk has little left: writes are refused, running work completes",
+        "the embedded log's disk has little left: writes are refused until there is room",
         (fill_disk("dev", leave_mb=40), wait(15), free_disk("dev"), wait(5)),
         log="embedded",
         needs=MOUNTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import Raw
 
 from penstock.log.port import Headers, Record
@@ -106,7 +107,7 @@ def test_jobs_of_one_place_in_two_partitions_do_not_push_each_other_out() -> Non
     assert taken == sorted(names, key=lambda name: (name[1], name[0]))
 
 
-def test_nor_where_the_window_ends_between_them(monkeypatch) -> None:
+def test_nor_where_the_window_ends_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "WINDOW", 4)
     monkeypatch.setattr(backlog, "REFILL_BELOW", 2)
     test_jobs_of_one_place_in_two_partitions_do_not_push_each_other_out()
@@ -161,7 +162,9 @@ def test_the_fence_of_a_new_lease_is_above_that_of_an_old_one() -> None:
     out = copy.step(copy.record(decode_line(line)))
     [[delivery]] = out.deliveries.values()
     assert int(delivery.fence) > pack(10**6 + 1, 0)
-    assert delivery.fence == str(copy.store.job("default/a").leased_at)  # type: ignore[union-attr]
+    job = copy.store.job("default/a")
+    assert job is not None
+    assert delivery.fence == str(job.leased_at)
 
 
 def _gone(out: Outputs) -> list[str]:

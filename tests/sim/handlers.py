@@ -55,7 +55,8 @@ class Witness:
         known_ones = {grant.checkpoint} if book.lease != lease or not book.seq else {grant.checkpoint, found}
         world.require(found in known_ones, f"{lease} finds {found!r} and not {grant.checkpoint!r}")
         world.require(
-            msgspec.json.decode(book.payload) == {"plan": plan, "ms": ms}, f"{lease} runs with another payload"
+            msgspec.json.decode(book.payload) == {"plan": plan, "ms": ms},
+            f"{lease} runs with another payload",
         )
         world.require(
             (loop.name, lease) not in self._ended, f"{loop.name} runs {lease} again, which had ended here"
@@ -104,6 +105,10 @@ async def _do(what: str, ctx: Context, ms: int) -> str:
             await asyncio.Event().wait()
         case "deaf":
             await _deaf()
+        case "fail" | "back":
+            await asyncio.sleep(ms / 2_000)
+            await ctx.save({"attempt": ctx.attempt})
+            await asyncio.sleep(ms / 2_000)
         case _:
             await asyncio.sleep(ms / 1_000)
     match what:

@@ -103,7 +103,7 @@ class Producer:
             world.after(world.between(0, 3_000), lambda: self._put(lease))
         else:
             done = ev.Succeeded(
-                id=f"forged.{event.job}.s", job=event.job, lease=f"0.0.{random.randint(0, 9)}"
+                id=f"forged.{event.job}.s", job=event.job, lease=f"0.7.{random.randint(0, 9)}"
             )
             world.after(world.between(0, 3_000), lambda: self._put(done))
 

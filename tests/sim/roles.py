@@ -13,10 +13,11 @@ from penstock.api.metrics import ApiMetrics
 from penstock.api.registry import WorkerRegistry
 from penstock.client.idgen import new_id
 from penstock.log.bundler import Bundler
-from penstock.log.namespace import open_namespace
+from penstock.log.namespace import Namespace, open_namespace
 from penstock.orchestrator.machine import Inputs
 from penstock.orchestrator.outputs import Now, Outputs
 from penstock.orchestrator.service import Orchestrator
+from penstock.projections.read_model import ReadModelService, SharedReadModel
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
@@ -45,20 +46,21 @@ class OrchestratorHost(Host):
         self.service: Orchestrator | None = None
 
     async def live(self, log: SimLog) -> None:
-        world = self.world
-        namespace = await open_namespace(log, world.names)
-        settle_ms = 0 if world.weather.orchestrators == 1 and world.random.random() < 0.5 else 1_200
-        async with Orchestrator(
-            log,
-            namespace,
-            f"sim/{self.name}",
-            name=self.name,
-            settle_ms=settle_ms,
-            store_factory=self.disk.open,
-        ) as service:
-            self.service = service
+        namespace = await open_namespace(log, self.world.names)
+        async with self._orchestrator(log, namespace) as service:
             self._watch(service)
             await self.until_end(service.failure)
+
+    def _orchestrator(
+        self, log: SimLog, namespace: Namespace, readers: SharedReadModel | None = None
+    ) -> Orchestrator:
+        world = self.world
+        alone = world.weather.orchestrators == 1 and world.random.random() < 0.5
+        self.service = Orchestrator(
+            log, namespace, f"sim/{self.name}", name=self.name, settle_ms=0 if alone else 1_200, readers=readers,
+            store_factory=self.disk.open,
+        )  # fmt: skip
+        return self.service
 
     def forget(self) -> None:
         self.service = None
@@ -93,9 +95,42 @@ class OrchestratorHost(Host):
                     world.note(f"{name} leads {number}")
             checks.check_machine(world, self._referee, machine)
             self._referee.check_outputs(name, out)
+            self.after_step()
             return out
 
         machine.step = watched
+
+    def after_step(self) -> None:
+        """Look at what else there is."""
+
+
+class NodeHost(OrchestratorHost):
+    """An orchestrator and a read model over one fold, as ``penstock dev`` runs them; here there may be several."""
+
+    role = "node"
+
+    def __init__(self, world: World, name: str, referee: Referee) -> None:
+        super().__init__(world, name, referee)
+        self.reads: SharedReadModel | None = None
+
+    async def live(self, log: SimLog) -> None:
+        namespace = await open_namespace(log, self.world.names)
+        reads = SharedReadModel(log, namespace.topics)
+        async with reads, self._orchestrator(log, namespace, reads) as service:
+            self._watch(service)
+            self.reads = reads
+            async with ReadServer(reads, log, name=self.name, incarnation=new_id()) as server:
+                await self.until_end(service.failure, reads.failure, server.failure)
+
+    def forget(self) -> None:
+        super().forget()
+        self.reads = None
+
+    def after_step(self) -> None:
+        if self.reads is not None and self.world.random.random() < 0.01:
+            for part in self.reads._parts.values():
+                if part.store.committed_offset == part.store.next_offset:
+                    checks.check_views(self.world, part, self.name)
 
 
 class ProjectionHost(Host):
@@ -106,7 +141,7 @@ class ProjectionHost(Host):
     def __init__(self, world: World, name: str, referee: Referee) -> None:
         super().__init__(world, name)
         self._referee = referee
-        self.service: ProjectionService | None = None
+        self.reads: ReadModelService | None = None
 
     async def live(self, log: SimLog) -> None:
         namespace = await open_namespace(log, self.world.names)
@@ -119,12 +154,12 @@ class ProjectionHost(Host):
         )
         self._watch(service)
         async with service:
-            self.service = service
+            self.reads = service
             async with ReadServer(service, log, name=self.name, incarnation=new_id()) as server:
                 await self.until_end(service.failure, server.failure)
 
     def forget(self) -> None:
-        self.service = None
+        self.reads = None
 
     def _watch(self, service: ProjectionService) -> None:
         commit = service._commit

@@ -41,6 +41,8 @@ class Weather(Struct, frozen=True):
     # Only where whole processes are simulated
 
     projections: int = 1
+    nodes: bool = False
+    """Orchestrators are read models as well, over one fold."""
     http_workers: int = 0
     apis: int = 1
     """Behind a balancer, where there are HTTP workers."""
@@ -115,6 +117,7 @@ def draw_whole(random: Random) -> Weather:
     calm = random.random() < 0.1
     only_workers = random.random() < 0.1
     quiet = calm or only_workers
+    nodes = random.random() < 0.3
     return Weather(
         storm_ms=random.choice((4_000, 7_000, 12_000)),
         partitions=random.choice((1, 2, 3)),
@@ -122,7 +125,8 @@ def draw_whole(random: Random) -> Weather:
         workers=random.choice((1, 1, 2)),
         http_workers=random.choice((0, 0, 1, 2)),
         apis=random.choice((1, 1, 2)),
-        projections=random.choice((1, 1, 2)),
+        nodes=nodes,
+        projections=random.choice((0, 1)) if nodes else random.choice((1, 1, 2)),
         jobs=random.choice((4, 8, 12, 20)),
         append_fault=0 if quiet else some(0.15),
         hint_lost=0 if quiet else some(0.2),

@@ -22,7 +22,7 @@ from tests.sim.host import Host
 from tests.sim.network import Exchange
 from tests.sim.producer import STEPS, TYPES, Producer
 from tests.sim.referee import Referee
-from tests.sim.roles import ApiHost, OrchestratorHost, ProjectionHost, WorkerHost
+from tests.sim.roles import ApiHost, NodeHost, OrchestratorHost, ProjectionHost, WorkerHost
 from tests.sim.weather import Weather, draw_whole
 from tests.sim.world import World
 
@@ -59,12 +59,13 @@ class WholeRun:
         world = self.world = World(seed, weather)
         referee = self.referee = Referee(world, _notes)
         self.witness = Witness(world, referee)
-        self.orchestrators = [
-            OrchestratorHost(world, f"o{number}", referee) for number in range(weather.orchestrators)
-        ]
+        kind = NodeHost if weather.nodes else OrchestratorHost
+        self.orchestrators = [kind(world, f"o{number}", referee) for number in range(weather.orchestrators)]
         self.projections = [
             ProjectionHost(world, f"p{number}", referee) for number in range(weather.projections)
         ]
+        nodes = [host for host in self.orchestrators if isinstance(host, NodeHost)]
+        self.readers: list[NodeHost | ProjectionHost] = [*nodes, *self.projections]
         apis = weather.apis if weather.http_workers else 0
         self.apis = [ApiHost(world, f"a{number}") for number in range(apis)]
         doors = [host.exchange for host in self.apis]
@@ -227,8 +228,8 @@ class WholeRun:
         for number, fold in enumerate(self.referee.folds):
             end = self.world.topics.bounds(self.world.names.jobs, number).end
             assert fold is not None
-            for host in self.projections:
-                at = -1 if host.service is None else host.service.offsets.get(number, -1)
+            for host in self.readers:
+                at = -1 if host.reads is None else host.reads.offsets.get(number, -1)
                 if at < end:
                     found.append(f"{host.name} is at {at} of {end} in {number}")
         found += [f"{host.name} does not run" for host in (*self.orchestrators, *self.apis) if not host.alive]
@@ -242,8 +243,8 @@ class WholeRun:
         world.require(not left, lambda: f"not at its end after {world.mono_ms} ms: " + "; ".join(left[:10]))
         for host in self.orchestrators:
             self._reckon_orchestrator(host)
-        for host in self.projections:
-            self._reckon_projection(host)
+        for host in self.readers:
+            self._reckon_reads(host)
         for host in self.producers:
             for job in host.told:
                 world.require(f"default/{job}" in self.referee.jobs, f"{job} was acknowledged and is lost")
@@ -263,10 +264,10 @@ class WholeRun:
             if one.role == "leading":
                 checks.check_backlog(world, one)
 
-    def _reckon_projection(self, host: ProjectionHost) -> None:
-        world, service = self.world, host.service
-        assert service is not None
-        for part in service._parts.values():
+    def _reckon_reads(self, host: NodeHost | ProjectionHost) -> None:
+        world, reads = self.world, host.reads
+        assert reads is not None
+        for part in reads._parts.values():
             store = part.store
             self.referee.compare(store.partition, store.committed_offset, store.digest, host.name)
             world.require(store.recompute_digest() == store.digest, f"{host.name} has damaged rows")
@@ -288,11 +289,15 @@ class WholeRun:
     def _reckon_view(self, who: str, key: str, view: JobView | None) -> None:
         """What is shown of a job is what the log says of it."""
         job, book = self.referee.jobs[key], self.referee.books[key]
-        shown = None if view is None else (view.state, view.attempt, bytes(view.payload), bytes(view.checkpoint))
+        shown = (
+            None if view is None else (view.state, view.attempt, bytes(view.payload), bytes(view.checkpoint))
+        )
         wanted = (job.state, job.attempt, book.payload, book.checkpoint)
         self.world.require(shown == wanted, lambda: f"{who} shows {key} as {shown}, and it is {wanted}")
         if view is not None and job.state == "succeeded":
-            self.world.require(bytes(view.result) == b'"done"', f"{who} shows {view.result!r} as result of {key}")
+            self.world.require(
+                bytes(view.result) == b'"done"', f"{who} shows {view.result!r} as result of {key}"
+            )
 
     def _reckon_calm(self) -> None:
         """Nothing went wrong, so nothing may have been ended or done over."""
