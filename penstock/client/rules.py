@@ -61,7 +61,13 @@ def _processes(heard: Heard) -> list[LiveProcess]:
 
 
 async def want_rules(
-    log: Log, topics: Topics, version: int, actor: str, *, known: int = newest(RULES), listen_ms: int = LISTEN_MS
+    log: Log,
+    topics: Topics,
+    version: int,
+    actor: str,
+    *,
+    known: int = newest(RULES),
+    listen_ms: int = LISTEN_MS,
 ) -> RulesStatus:
     """Ask that all partitions follow these rules; their leaders write it, within seconds.
 

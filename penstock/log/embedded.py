@@ -80,7 +80,7 @@ class EmbeddedLog:
         now_ms: Callable[[], int] = _wall_clock_ms,
         sync_file: SyncFile = os.fsync,
         reserve_bytes: int = 64 * _MIB,
-        ring_bytes: int = 8 * _MIB,
+        ring_bytes: int = 32 * _MIB,
     ) -> None:
         self._path = Path(path)
         self._fsync: Fsync = fsync

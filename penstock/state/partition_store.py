@@ -458,7 +458,9 @@ def stored_fold(store: KeyValueStore) -> tuple[StoreIdentity, Progress]:
     """Of which log a store is the fold, and how far it was committed. Raises LogError where it does not say so."""
     identity, progress = store.get(META, _IDENTITY), store.get(META, _PROGRESS)
     try:
-        return _decode_identity(identity or b""), Progress() if progress is None else _decode_progress(progress)
+        return _decode_identity(identity or b""), Progress() if progress is None else _decode_progress(
+            progress
+        )
     except msgspec.MsgspecError as error:
         raise LogError("The store does not say which log it was folded from.") from error
 

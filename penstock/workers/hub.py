@@ -88,6 +88,8 @@ class SessionHub:
         self._pulses = [Pulse(log, topics, number, now_ms) for number in range(topics.worker_partitions)]
         self._opened: Tail | None = None
         self._routes: dict[int, int] = {}
+        self._next: dict[TopicPartition, int] = {}
+        """Where reading stands in each partition that is followed."""
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None] | None = None
 
@@ -96,7 +98,8 @@ class SessionHub:
     async def __aenter__(self) -> Self:
         self._failure = asyncio.get_running_loop().create_future()
         end = (await self._log.bounds(self.topics.signals, BROADCAST)).end
-        tail = self._log.tail({(self.topics.signals, BROADCAST): end})
+        self._next[self.topics.signals, BROADCAST] = end
+        tail = self._log.tail(self._next)
         self._opened = await tail.__aenter__()
         self._spawn("hub-tail", self._read())
         self._spawn("hub-tick", self._tick())
@@ -188,7 +191,8 @@ class SessionHub:
         users = self._routes.get(route, 0)
         if users == 0:
             for topic, partition in self._partitions(route):
-                self._tail.follow(topic, partition, (await self._log.bounds(topic, partition)).end)
+                end = self._next[topic, partition] = (await self._log.bounds(topic, partition)).end
+                self._tail.follow(topic, partition, end)
         self._routes[route] = self._routes.get(route, 0) + 1
 
     def _unfollow(self, route: int) -> None:
@@ -197,6 +201,7 @@ class SessionHub:
             del self._routes[route]
             for topic, partition in self._partitions(route):
                 self._tail.drop(topic, partition)
+                self._next.pop((topic, partition), None)
 
     def _partitions(self, route: int) -> list[TopicPartition]:
         return [*((topic, route) for topic in self.topics.work_topics), (self.topics.signals, route)]
@@ -207,7 +212,7 @@ class SessionHub:
             try:
                 records = await self._tail.poll(POLL_MS)
             except (OffsetTrimmed, OffsetBeyondEnd):
-                await self._seek_ends()
+                await self._seek_on()
                 continue
             except LogError as error:
                 failing_since_ms = failing_since_ms or self._now_ms()
@@ -217,15 +222,21 @@ class SessionHub:
                 pause_ms = min(2 * pause_ms, LONGEST_PAUSE_MS)
                 continue
             pause_ms, failing_since_ms = FIRST_PAUSE_MS, 0.0
+            for record in records:
+                self._next[record.topic, record.partition] = record.offset + 1
             self.take(records)
 
-    async def _seek_ends(self) -> None:
+    async def _seek_on(self) -> None:
+        """Something was forgotten before it was read: go on with the oldest that is left.
+
+        To skip the rest as well would have all of it sent again, and as likely lost again.
+        """
         with suppress(LogError):
-            followed = [(self.topics.signals, BROADCAST)]
-            for route in self._routes:
-                followed += self._partitions(route)
-            for topic, partition in followed:
-                self._tail.follow(topic, partition, (await self._log.bounds(topic, partition)).end)
+            for (topic, partition), offset in list(self._next.items()):
+                start, end = await self._log.bounds(topic, partition)
+                if (topic, partition) in self._next:
+                    offset = self._next[topic, partition] = min(max(offset, start), end)
+                    self._tail.follow(topic, partition, offset)
             return
         await asyncio.sleep(FIRST_PAUSE_MS / 1000)
 

@@ -26,6 +26,28 @@ PRUNE_TASKS = 256
 MOST_CLOSINGS = 50
 
 
+class _Numbered:
+    """Has a hash that follows from the seed: the order of a set of tasks or futures must not hang on addresses."""
+
+    def __new__(cls, *_: Any, loop: ProcessLoop, **__: Any) -> Any:
+        made = super().__new__(cls)
+        made._number = loop.world.next_number()
+        return made
+
+    def __hash__(self) -> int:
+        return self._number
+
+    __eq__ = object.__eq__
+
+
+class SimTask(_Numbered, asyncio.Task[Any]):
+    """A task of a simulated process."""
+
+
+class SimFuture(_Numbered, asyncio.Future[Any]):
+    """A future of a simulated process."""
+
+
 class ProcessLoop(asyncio.AbstractEventLoop):
     """The loop of one life of one process."""
 
@@ -182,12 +204,12 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """It stays where it is and rings unheard."""
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return SimFuture(loop=self)
 
     def create_task(
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None
     ) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name or "task", context=context)
+        task = SimTask(coro, loop=self, name=name or "task", context=context)
         self._tasks.append(task)
         if len(self._tasks) > self._prune_at:
             self._tasks = [known for known in self._tasks if not known.done()]

@@ -78,6 +78,7 @@ class World:
         """How often each job's handler was started."""
         self.trace: deque[tuple[int, str]] = deque(maxlen=TOLD)
         self._chain = sha256()
+        self._numbers = 0
         self.current: ProcessLoop | None = None
         """The loop that has its turn."""
         self.loops: list[ProcessLoop] = []
@@ -135,6 +136,11 @@ class World:
 
     def between(self, low: int, high: int) -> int:
         return self.random.randint(low, high)
+
+    def next_number(self) -> int:
+        """Another one each time."""
+        self._numbers += 1
+        return self._numbers
 
     # Telling
 

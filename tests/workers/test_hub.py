@@ -164,6 +164,18 @@ async def test_trimmed_hints_do_no_harm(world: World) -> None:
     assert not hub.failure.done()
 
 
+async def test_what_is_left_of_trimmed_hints_is_read(world: World) -> None:
+    hub = await world.hub()
+    _, recipient = await world.session(hub)
+    topic, partition = TOPICS.work("normal"), TOPICS.route_of("w")
+    for number in range(1, 6):
+        await world.leader.deliver([delivery(f"0.1.{number}")])
+    assert not recipient.received
+    world.log.topics.truncate(topic, partition, world.log.topics.bounds(topic, partition).end - 2)
+    await until(lambda: recipient.received)
+    assert list(recipient.received) == ["0.1.4", "0.1.5"]
+
+
 async def test_heartbeats_that_cannot_be_written_are_tried_again(world: World) -> None:
     hub = await world.hub()
     partition = TOPICS.reports_partition_of("w")
