@@ -98,7 +98,12 @@ def test_many_ids_come_with_their_partitions(partitions: int) -> None:
 
 def test_many_ids_sort_among_the_others() -> None:
     made = source([1_795_313_105_407] * 4)
-    ids = [made.next(), *(job_id for job_id, _ in made.next_many(2_500, 16)), made.next_in(3, 16), made.next()]
+    ids = [
+        made.next(),
+        *(job_id for job_id, _ in made.next_many(2_500, 16)),
+        made.next_in(3, 16),
+        made.next(),
+    ]
     assert ids == sorted(set(ids))
     assert len(ids) == 2_503
     assert all(re.fullmatch(JOB_ID_PATTERN, job_id) for job_id in ids)

@@ -175,7 +175,9 @@ class World:
         )
         self.stats[f"append {fault.value}"] += 1
         if fault is Fault.LATE_UNKNOWN:
-            late_ms = self.between(10, 15_000) if self.random.random() < 0.98 else self.between(60_000, 120_000)
+            late_ms = (
+                self.between(10, 15_000) if self.random.random() < 0.98 else self.between(60_000, 120_000)
+            )
             self.last_fault_ms = max(self.last_fault_ms, self.mono_ms + late_ms)
             self.after(late_ms, lambda: void(self.topics.land_late()))
         return fault
