@@ -23,7 +23,7 @@ import msgspec
 from penstock.core.rules import RULES, RulesTable
 from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace, wanted_rules
-from penstock.log.port import Log, Record
+from penstock.log.port import Log, Record, Tail
 from penstock.log.supervision import supervise, tell
 from penstock.orchestrator.clock import LogClock
 from penstock.orchestrator.machine import Inputs, OrchestratorMachine
@@ -31,7 +31,7 @@ from penstock.orchestrator.outbox import Outbox, QuarantineLine
 from penstock.orchestrator.outputs import Forward
 from penstock.orchestrator.retention import KEEP_FOR_EVER, Retention
 from penstock.orchestrator.rows import FAMILIES
-from penstock.schemas.errors import InvalidCursor, PenstockError
+from penstock.schemas.errors import InvalidCursor, OffsetBeyondEnd, OffsetTrimmed, PenstockError
 from penstock.schemas.ids import ulid
 from penstock.schemas.messages import Echo, Report, Signal, decode_reports, decode_signals
 from penstock.schemas.position import parse
@@ -260,11 +260,27 @@ class Orchestrator:
             starts[topic, 0] = (await self._log.bounds(topic, 0)).start
         async with self._log.tail(starts) as tail:
             while True:
-                records = await tail.poll(1_000)
+                try:
+                    records = await tail.poll(1_000)
+                except (OffsetTrimmed, OffsetBeyondEnd) as error:
+                    await self._pass_over(tail, error)
+                    continue
                 for record in records:
                     self._take_hint(record)
                 if records:
                     self._arrived.set()
+
+    async def _pass_over(self, tail: Tail, error: OffsetTrimmed | OffsetBeyondEnd) -> None:
+        """Heartbeats and beats that this process slept through: it goes on behind them, as one that was deaf."""
+        place = error.details.get("topic"), error.details.get("partition")
+        topics = self._topics
+        hints = [(topics.signals, BROADCAST)]
+        hints += [(topics.workers, number) for number in range(topics.worker_partitions)]
+        for known in hints:
+            if known == place:
+                tail.follow(*known, (await self._log.bounds(*known)).end)
+                return
+        raise error
 
     def _take_hint(self, record: Record) -> None:
         if record.topic == self._topics.workers:

@@ -39,7 +39,7 @@ from penstock.projections.port import (
     QuarantinedItem,
     VerdictView,
 )
-from penstock.schemas.errors import ReadModelUnavailable
+from penstock.schemas.errors import OffsetBeyondEnd, OffsetTrimmed, ReadModelUnavailable
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Serving, decode_signals
 from penstock.schemas.position import Position
@@ -114,8 +114,15 @@ class RemoteReadModel:
             self.failure.cancel()
 
     async def _listen(self, tail: Tail) -> None:
+        place = (self._topics.signals, BROADCAST)
         while True:
-            for record in await tail.poll(POLL_MS):
+            try:
+                records = await tail.poll(POLL_MS)
+            except (OffsetTrimmed, OffsetBeyondEnd):
+                # Who serves says so each second: what was missed, while this process slept, does no harm.
+                tail.follow(*place, (await self._log.bounds(*place)).end)
+                continue
+            for record in records:
                 for signal in decode_signals(record.value):
                     if isinstance(signal, Serving):
                         self._directory.heard(signal, time.monotonic())

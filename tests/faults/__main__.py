@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -150,6 +151,8 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(f"{scenario.name:28} {scenario.about}\n")
         return 0
     if capsule.wanted():
+        # So that whoever is told to end takes the capsule and its folder along.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return capsule.run("tests.faults", arguments)
     began = time.monotonic()
     keep = Path(options.json) if options.json else None

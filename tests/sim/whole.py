@@ -154,7 +154,7 @@ class WholeRun:
 
     def _strike(self, victim: Host) -> None:
         world, random = self.world, self.world.random
-        kinds = ["crash", "fuse", "pause", "cut", "blind", "deaf", "leave", "clock"]
+        kinds = ["crash", "fuse", "pause", "cut", "blind", "deaf", "leave", "clock", "trim"]
         if victim in self.workers:
             kinds += ["replace", "crash", "replace"]
         elif victim in self.orchestrators:
@@ -181,11 +181,20 @@ class WholeRun:
                 victim.leave()
             case "clock":
                 victim.step_clock()
+            case "trim":
+                self._trim_hints()
             case "usurp":
                 assert isinstance(victim, OrchestratorHost)
                 victim.usurp()
             case _:
                 victim.replace(random.choice((2_000, 8_000, 16_000)) if random.random() < 0.95 else 150_000)
+
+    def _trim_hints(self) -> None:
+        """The log's retention takes all hints: whoever was not at their end has missed them."""
+        names, topics = self.world.names, self.world.topics
+        for topic in (*names.work_topics, names.signals, names.workers):
+            for number in range(topics.specs[topic].partitions):
+                topics.truncate(topic, number, topics.bounds(topic, number).end)
 
     # Looking
 

@@ -8,6 +8,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from tests.sim.run import Run
@@ -18,6 +19,7 @@ WHOLE_EVERY = 4
 """One seed of so many makes a world of whole processes, for it costs several times one of machines alone."""
 
 CHUNK = 4
+BATCH = 64
 
 
 class Played(NamedTuple):
@@ -59,5 +61,8 @@ def play_all(seeds: Iterable[int], processes: int = 0) -> Iterator[Played]:
     if count == 1:
         yield from map(play, seeds)
         return
+    seeds = iter(seeds)
     with multiprocessing.get_context("spawn").Pool(count) as pool:
-        yield from pool.imap_unordered(play, seeds, CHUNK)
+        # The pool reads ahead as far as it can: who stops in time must be asked now and then.
+        while batch := list(islice(seeds, count * BATCH)):
+            yield from pool.imap_unordered(play, batch, CHUNK)
