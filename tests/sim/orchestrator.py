@@ -51,6 +51,8 @@ class OrchestratorProcess:
     def start(self) -> None:
         world, names = self.world, self.world.names
         self._lives += 1
+        # A step that the last life had planned comes to nothing, and would never clear this.
+        self._waking = False
         self.paused = False
         self.deaf_until_ms = self.blind_until_ms = -1
         self.incarnation = ulid(world.now_ms, world.random.getrandbits(80))

@@ -60,6 +60,7 @@ class ModelWorker:
     def start(self) -> None:
         world, names = self.world, self.world.names
         self.alive, self.paused = True, False
+        self._waking = False
         self._lives += 1
         self.incarnation = ulid(world.now_ms, world.random.getrandbits(80))
         self.seq = 0
