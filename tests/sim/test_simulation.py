@@ -16,7 +16,7 @@ from tests.sim.weather import Weather
 from tests.sim.worlds import WHOLE_EVERY, play
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SIM_SEEDS", "800"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "500"))
 CHUNK = 20
 CHUNKS = 4
 
