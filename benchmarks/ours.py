@@ -15,7 +15,7 @@ from tests.acceptance.processes import ROOT, Role, free_port
 from tests.kafka_broker import Broker
 from tests.kafka_jars import KAFKA_VERSION
 
-PARTITIONS = 16
+PARTITIONS = 4
 WORK_PARTITIONS = 8
 READY_TIMEOUT_S = 180.0
 """For a busy machine."""

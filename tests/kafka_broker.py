@@ -240,9 +240,11 @@ class Broker:
         }
 
     def _java(self, jars: Path, *, heap_mb: int) -> list[str]:
-        # The serial collector: beside the tests on a few cores, a concurrent one costs more than it saves.
-        options = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]
+        # The serial collector and the first compiler only: beside the tests on a few cores, a concurrent collector and
+        # a compiler that takes a minute to be worth its while cost more than they save.
+        options = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
         options += [
+            "-Djava.awt.headless=true",
             "-Djava.net.preferIPv4Stack=true",
             f"-Dlog4j2.configurationFile={self._folder}/log4j2.properties",
         ]

@@ -31,9 +31,11 @@ _UNKNOWN = -1
 class Held:
     """A job in hand. ``job`` is its state now, None where there is none; changed by :meth:`WorkingRows.put` only."""
 
-    __slots__ = ("changed", "job", "share", "stored")
+    __slots__ = ("changed", "job", "row", "share", "stored")
 
-    def __init__(self, job: Job | None, stored: bytes | None) -> None:
+    def __init__(self, row: bytes, job: Job | None, stored: bytes | None) -> None:
+        self.row = row
+        """Its key."""
         self.job = job
         self.stored = stored
         self.share = 0 if stored is None else _UNKNOWN
@@ -89,8 +91,9 @@ class WorkingRows:
         return held.job
 
     def _load(self, key: str) -> Held:
-        data = self._read(job_row_key(key))
-        return Held(None if data is None else decode_job_row(data), data)
+        row = job_row_key(key)
+        data = self._read(row)
+        return Held(row, None if data is None else decode_job_row(data), data)
 
     def changed_jobs(self) -> Iterator[tuple[str, Job | None]]:
         """Keys and states of the jobs changed since changes were last taken."""
@@ -117,9 +120,9 @@ class WorkingRows:
         """Rows changed since the last call, each once, with the digest they lead to. The caller must store them."""
         rows: list[tuple[bytes, bytes | None]] = []
         digest = self._digest
-        for key, held in self.jobs.items():
+        for held in self.jobs.values():
             if held.changed:
-                digest += self._take_job(job_row_key(key), held, rows)
+                digest += self._take_job(held, rows)
         for row, value in self._others.items():
             encoded = encode_row(value) if isinstance(value, Quarantined) else value
             digest += _replace(row, self._stored_others[row], encoded, rows)
@@ -134,7 +137,8 @@ class WorkingRows:
         return Changes(rows, self._digest)
 
     @staticmethod
-    def _take_job(row: bytes, held: Held, rows: list[tuple[bytes, bytes | None]]) -> int:
+    def _take_job(held: Held, rows: list[tuple[bytes, bytes | None]]) -> int:
+        row = held.row
         encoded = None if held.job is None else encode_row(held.job)
         share = 0 if encoded is None else row_digest(row, encoded)
         stored = held.share

@@ -19,6 +19,10 @@ WINDOW = 8_192
 REFILL_BELOW = 1_024
 
 
+Taken = tuple[str, Lane, Job]
+"""A job that is given out: its key, the lane it waited in, and its state."""
+
+
 class _Window:
     """The head of a lane. ``rest_from``: from this place on jobs are only in the store; None when all are here."""
 
@@ -52,7 +56,7 @@ class Backlog:
             window.rest_from = b""
             self._refill(lane, window)
 
-    def push(self, job: Job) -> None:
+    def push(self, key: str, job: Job) -> None:
         """A job has just become ready."""
         lane = lane_of(job)
         window = self._windows.get(lane)
@@ -60,18 +64,18 @@ class Backlog:
             window = self._windows[lane] = _Window()
         if job.order != job.seen:
             # Given back: it keeps the place that it had.
-            window.entries.appendleft((job.order, job.key))
+            window.entries.appendleft((job.order, key))
         elif window.rest_from is not None:
             return
         elif len(window.entries) >= WINDOW:
             window.rest_from = place_of(job.order)
         else:
-            window.entries.append((job.order, job.key))
+            window.entries.append((job.order, key))
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, key: str, job: Job) -> None:
         """A job that was taken is still ready after all."""
         window = self._windows.setdefault(lane_of(job), _Window())
-        window.entries.appendleft((job.order, job.key))
+        window.entries.appendleft((job.order, key))
 
     def lanes(self, rank: int) -> list[Lane]:
         """Lanes of one urgency that have jobs to give."""
@@ -85,9 +89,9 @@ class Backlog:
     def empty(self) -> bool:
         return not any(map(self._has, self._windows.values()))
 
-    def take(self, lanes: list[Lane], limit: int, taken: Callable[[str], bool]) -> list[Job]:
+    def take(self, lanes: list[Lane], limit: int, taken: Callable[[str], bool]) -> list[Taken]:
         """Up to ``limit`` jobs, by turns from each lane. ``taken`` tells of a key that is already proposed."""
-        found: list[Job] = []
+        found: list[Taken] = []
         queue = (
             deque(lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)])
             if lanes
@@ -105,9 +109,11 @@ class Backlog:
                 queue.append(lane)
         return found
 
-    def _take_from(self, lane: Lane, limit: int, taken: Callable[[str], bool], chosen: set[str]) -> list[Job]:
+    def _take_from(
+        self, lane: Lane, limit: int, taken: Callable[[str], bool], chosen: set[str]
+    ) -> list[Taken]:
         window = self._windows.get(lane)
-        found: list[Job] = []
+        found: list[Taken] = []
         if window is None:
             return found
         while len(found) < limit:
@@ -120,7 +126,7 @@ class Backlog:
                 continue
             job = self._job(key)
             if job is not None and job.state == "ready" and job.order == order and lane_of(job) == lane:
-                found.append(job)
+                found.append((key, lane, job))
                 chosen.add(key)
         if not self._has(window):
             del self._windows[lane]

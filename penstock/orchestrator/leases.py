@@ -72,9 +72,8 @@ class LeaseKeeper:
     def get(self, key: str) -> Lease | None:
         return self._leases.get(key)
 
-    def grant(self, job: Job, session: Session, now_ms: int) -> Lease:
+    def grant(self, key: str, job: Job, session: Session, now_ms: int) -> Lease:
         """Keep a lease that the fold accepted, or that was found at takeover: in full from now."""
-        key = job.key
         lease = self._leases[key] = Lease(job, session, now_ms)
         session.hold((self._partition, key), yields=RANK[job.priority] >= URGENT_RANKS)
         return lease

@@ -31,6 +31,7 @@ from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.retention import KEEP_FOR_EVER, Forgetting, Retention
 from penstock.orchestrator.upgrade import RulesUpgrade
 from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Serving, Signal
+from penstock.state.pacing import MOST_ROWS, QUIET_MS
 from penstock.state.partition_store import PartitionStore
 
 SWEEP_EVERY_MS = 250
@@ -102,6 +103,8 @@ class OrchestratorMachine:
         self._hearing = True
         self._swept_ms = self._echoed_ms = self._beat_ms = now.mono_ms - 10**6
         self._stepped_ms = now.mono_ms
+        self._folded, self._folded_ms = False, now.mono_ms
+        """Whether anything was folded since readers were last thought of, and when that was last so."""
         self._backlog_told: frozenset[str] = frozenset()
         self._unhandled_told_ms: dict[str, int] = {}
 
@@ -116,6 +119,7 @@ class OrchestratorMachine:
             self.peers.unheard(now.mono_ms)
             self.upgrade.unheard(now.mono_ms)
         self._stepped_ms = now.mono_ms
+        self._folded |= bool(inputs.records)
         for record in inputs.records:
             self.partitions[record.partition].fold(record, now, out)
         for partition, report in inputs.reports:
@@ -140,13 +144,30 @@ class OrchestratorMachine:
             machine.commit_if_due(now)
         return out
 
-    def commit_for_readers(self, now: Now) -> None:
-        """To be called after each step where others read the stores: let them see what was folded."""
-        for machine in self.partitions.values():
-            machine.commit_for_readers(now)
+    def commit_for_readers(self, now: Now, wait_ms: int) -> int:
+        """To be called after each step where others read the stores: let them see what was folded.
 
-    def next_wakeup_ms(self, now: Now, *, readers: bool = False) -> int:
-        """Milliseconds after which a step is due even if nothing arrives; ``readers``: or a commit for them."""
+        At once where somebody waits or much has changed. Else one partition at a time, so that the step stays short:
+        the one that was committed longest ago, if that is ``wait_ms`` or more, or if nothing comes any more. Returns
+        how many were committed.
+        """
+        if self._folded:
+            self._folded, self._folded_ms = False, now.mono_ms
+        behind = [machine for machine in self.partitions.values() if machine.behind]
+        due = [machine for machine in behind if machine.store.awaited or machine.store.touched >= MOST_ROWS]
+        if not due and behind:
+            oldest = min(behind, key=lambda machine: machine.committed_ms)
+            if now.mono_ms >= self._readers_due_ms(oldest, wait_ms):
+                due.append(oldest)
+        for machine in due:
+            machine.commit_at(now)
+        return len(due)
+
+    def _readers_due_ms(self, machine: PartitionMachine, wait_ms: int) -> int:
+        return min(machine.committed_ms + wait_ms, self._folded_ms + QUIET_MS)
+
+    def next_wakeup_ms(self, now: Now, *, readers_wait_ms: int | None = None) -> int:
+        """Milliseconds after which a step is due even if nothing arrives, or a commit for readers if there are any."""
         wait = (
             min(
                 self._beat_ms + BEAT_EVERY_MS,
@@ -159,8 +180,8 @@ class OrchestratorMachine:
         if turn_ms is not None:
             wait = min(wait, turn_ms - now.mono_ms)
         for machine in self.partitions.values():
-            if readers and machine.readers_due_ms is not None:
-                wait = min(wait, machine.readers_due_ms - now.mono_ms)
+            if readers_wait_ms is not None and machine.behind:
+                wait = min(wait, self._readers_due_ms(machine, readers_wait_ms) - now.mono_ms)
             timer_ms = machine.next_timer_ms()
             if timer_ms is not None:
                 wait = min(wait, timer_ms - now.log_ms)

@@ -40,8 +40,6 @@ from penstock.state.partition_store import PartitionStore
 COMMIT_TOUCHED = 20_000
 COMMIT_BYTES = 32 * 1024 * 1024
 COMMIT_EVERY_MS = 2_000
-READERS_WAIT_MS = 25
-"""How long readers may be behind the fold when nobody waits for it: a job that is done by then is written only once."""
 
 AGAIN_MS = 5_000
 
@@ -78,7 +76,8 @@ class PartitionMachine:
         self._generation = generation
         self._courier = Courier(store)
         self._index = Index.of(store)
-        self._committed_ms = 0
+        self.committed_ms = 0
+        """When it was last committed, by monotonic time."""
         self._batches = count(1)
         self._reset()
 
@@ -100,24 +99,18 @@ class PartitionMachine:
     def commit_if_due(self, now: Now) -> None:
         store = self.store
         full = store.touched >= COMMIT_TOUCHED or store.pending_bytes >= COMMIT_BYTES
-        if full or (store.touched and now.mono_ms - self._committed_ms >= COMMIT_EVERY_MS):
-            self._commit_at(now)
-
-    def commit_for_readers(self, now: Now) -> None:
-        """Where others read what is folded here: commit at once if somebody waits, else soon."""
-        if self.readers_due_ms is not None and (self.store.awaited or now.mono_ms >= self.readers_due_ms):
-            self._commit_at(now)
+        if full or (store.touched and now.mono_ms - self.committed_ms >= COMMIT_EVERY_MS):
+            self.commit_at(now)
 
     @property
-    def readers_due_ms(self) -> int | None:
-        """When, by monotonic time, readers are to see what is folded; None where they see it."""
-        store = self.store
-        behind = store.next_offset != store.committed_offset
-        return self._committed_ms + READERS_WAIT_MS if behind else None
+    def behind(self) -> bool:
+        """Whether anything is folded that those who read the store do not see."""
+        return self.store.next_offset != self.store.committed_offset
 
-    def _commit_at(self, now: Now) -> None:
+    def commit_at(self, now: Now) -> None:
+        """As :meth:`commit`, and note when."""
         self.commit()
-        self._committed_ms = now.mono_ms
+        self.committed_ms = now.mono_ms
 
     # Folding
 
@@ -176,7 +169,7 @@ class PartitionMachine:
         for key in self._index.keys(ACTIVE):
             job = self.store.job(key)
             if job is not None and job.state == "active":
-                self._leases.grant(job, self._fleet.session(job.worker, job.via), now.mono_ms)
+                self._leases.grant(key, job, self._fleet.session(job.worker, job.via), now.mono_ms)
         self._owed = dict.fromkeys(self._index.keys(DEAD), 0)
         self._forwarder.load(self.store.committed_misrouted())
         out.quarantine.extend(QuarantineNote(self.number, *note) for note in self._index.not_noted())
@@ -195,12 +188,12 @@ class PartitionMachine:
                 self._forwarder.struck_off(event.line_position)
         elif folded.outcome == "applied":
             if type(event) is ev.Leased and after is not None:
-                self._granted(after, now, folded.time_ms, out)
+                self._granted(folded.key, after, now, folded.time_ms, out)
                 return
             if before is not None and before.state == "active":
                 self._held(folded, before, after, now, out)
             if after is not None and (before is None or before.state != after.state):
-                self._moved(after)
+                self._moved(folded.key, after)
         elif type(event) is ev.Leased:
             self._lease_refused(event)
         elif folded.outcome == "misrouted":
@@ -208,24 +201,24 @@ class PartitionMachine:
         elif folded.outcome == "quarantined":
             out.quarantine.append(QuarantineNote(self.number, *quarantine_note(folded)))
 
-    def _moved(self, job: Job) -> None:
+    def _moved(self, key: str, job: Job) -> None:
         """A job has come into another state: remember what has to happen next."""
         if job.state == "ready":
-            self._backlog.push(job)
+            self._backlog.push(key, job)
         elif job.state == "dead" and not job.dead_lettered:
-            self._owed[job.key] = 0
-        self._timers.add(job)
+            self._owed[key] = 0
+        self._timers.add(key, job)
 
     def _held(self, folded: Folded, before: Job, after: Job | None, now: Now, out: Outputs) -> None:
         """A line about a job that was running."""
         if after is not None and after.state == "active":
-            lease = self._leases.get(before.key)
+            lease = self._leases.get(folded.key)
             if after.cancel and not before.cancel and lease is not None:
                 lease.cancel_ms = now.mono_ms + CANCEL_GRACE_MS
                 self._courier.withdraw(after, lease.session, out)
                 self._courier.cancel(after, lease.session, out)
             return
-        lease = self._leases.end(before.key)
+        lease = self._leases.end(folded.key)
         event = folded.event
         if lease is None:
             return
@@ -237,12 +230,12 @@ class PartitionMachine:
                 lease.session, before.incarnation, before.id, before.tenant, before.lease, reason, out
             )
 
-    def _granted(self, job: Job, now: Now, time_ms: int, out: Outputs) -> None:
-        self._proposals.take(job.key)
+    def _granted(self, key: str, job: Job, now: Now, time_ms: int, out: Outputs) -> None:
+        self._proposals.take(key)
         session = self._fleet.session(job.worker, job.via)
-        self._leases.grant(job, session, now.mono_ms)
+        self._leases.grant(key, job, session, now.mono_ms)
         if session.leaving:
-            self.supersede([job.key], now, out)
+            self.supersede([key], now, out)
         else:
             self._courier.deliver(job, session, time_ms, out)
 
@@ -259,7 +252,7 @@ class PartitionMachine:
         self._proposals.take(key)
         job = self.store.job(key)
         if job is not None and job.state == "ready":
-            self._backlog.put_back(job)
+            self._backlog.put_back(key, job)
 
     # Leasing
 
@@ -294,13 +287,13 @@ class PartitionMachine:
 
     def lease(self, lanes: list[Lane], session: Session, limit: int, now: Now, out: Outputs) -> int:
         """Propose leases of up to ``limit`` jobs of these lanes to a session; how many were proposed."""
-        jobs = self._backlog.take(lanes, limit, self._proposals.__contains__)
-        lines = out.lines[self.number] if jobs else []
-        for job in jobs:
+        taken = self._backlog.take(lanes, limit, self._proposals.__contains__)
+        lines = out.lines[self.number] if taken else []
+        for key, lane, job in taken:
             lease, line = self._lines.leased(job, session, now)
             lines.append(line)
-            self._proposals.add(job, lease, session, now.mono_ms)
-        return len(jobs)
+            self._proposals.add(key, lane, lease, session, now.mono_ms)
+        return len(taken)
 
     # Hearing from holders
 

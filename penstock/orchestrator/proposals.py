@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from penstock.core.job import Job
 from penstock.orchestrator.fleet import Session
-from penstock.orchestrator.rows import Lane, lane_of
+from penstock.orchestrator.rows import Lane
 
 LOST_MS = 45_000
 """A proposed lease that did not come back for so long is given up: longer than the log's writers keep trying."""
@@ -39,9 +38,8 @@ class Proposals:
     def get(self, key: str) -> Proposal | None:
         return self._by_key.get(key)
 
-    def add(self, job: Job, lease: str, session: Session, now_ms: int) -> None:
-        lane = lane_of(job)
-        self._by_key[job.key] = Proposal(lease, lane, session, now_ms)
+    def add(self, key: str, lane: Lane, lease: str, session: Session, now_ms: int) -> None:
+        self._by_key[key] = Proposal(lease, lane, session, now_ms)
         self.in_lane[lane] += 1
         session.proposed += 1
 

@@ -15,6 +15,7 @@ family       key                    value
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, Self
 
@@ -42,6 +43,7 @@ RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_note = msgspec.msgpack.Decoder(tuple[int, int, str, int, bytes, bytes]).decode
 _Row = tuple[str, bytes, bytes]
+_NO_ROWS: list[_Row] = []
 
 
 class Lane(NamedTuple):
@@ -54,9 +56,15 @@ class Lane(NamedTuple):
 
     @property
     def prefix(self) -> bytes:
-        return b"%s%s\0%c%s\0%s\0" % (
-            READY, self.pool.encode(), self.rank, self.queue.encode(), self.job_type.encode()
-        )  # fmt: skip
+        """What the keys of its rows begin with."""
+        return _lane_prefix(self)
+
+
+@lru_cache(maxsize=1_024)
+def _lane_prefix(lane: Lane) -> bytes:
+    return b"%s%s\0%c%s\0%s\0" % (
+        READY, lane.pool.encode(), lane.rank, lane.queue.encode(), lane.job_type.encode()
+    )  # fmt: skip
 
 
 _lanes: dict[tuple[str, str, str, str], Lane] = {}
@@ -76,12 +84,13 @@ def lane_of(job: Job) -> Lane:
 
 def rows_of(job: Job | None) -> tuple[_Row, ...]:
     """The rows a job must have: family, key, value."""
-    if job is None:
-        return ()
-    key = job.key.encode()
+    return () if job is None else tuple(_rows(job, job.key.encode()))
+
+
+def _rows(job: Job, key: bytes) -> list[_Row]:
     rows: list[_Row] = []
     if job.state == "ready":
-        rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order, job.key), b""))
+        rows.append((BACKLOG, lane_of(job).prefix + job.order.to_bytes(_ORDER_BYTES, "big") + key, b""))
     elif job.state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
     elif job.state == "dead" and not job.dead_lettered:
@@ -90,7 +99,7 @@ def rows_of(job: Job | None) -> tuple[_Row, ...]:
         rows.append((TIMERS, timer_key(job.due_at_ms, DUE, key), b""))
     if job.expires_at_ms and job.state in WAITING:
         rows.append((TIMERS, timer_key(job.expires_at_ms, EXPIRY, key), b""))
-    return tuple(rows)
+    return rows
 
 
 def place_of(order: int, key: str = "") -> bytes:
@@ -168,8 +177,10 @@ class Index:
 
     def write(self, batch: Batch) -> None:
         """Put what has changed since the last call into the commit."""
-        for before, after in self._changed.values():
-            old, new = rows_of(before), rows_of(after)
+        for key, (before, after) in self._changed.items():
+            row_key = key.encode()
+            old = _NO_ROWS if before is None else _rows(before, row_key)
+            new = _NO_ROWS if after is None else _rows(after, row_key)
             if old == new:
                 continue
             for row in old:

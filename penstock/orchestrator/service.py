@@ -37,6 +37,7 @@ from penstock.schemas.messages import Echo, Report, Signal, decode_reports, deco
 from penstock.schemas.position import parse
 from penstock.schemas.topics import BROADCAST
 from penstock.state.keeping import StateKeeper
+from penstock.state.pacing import CommitPace
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
 from penstock.state.snapshots import Snapshots
 from penstock.state.snapshots_restoring import StateKind, open_partitions
@@ -135,6 +136,7 @@ class Orchestrator:
             )
         )
         self._keeper: StateKeeper | None = None
+        self._pace = CommitPace(namespace.topics.partitions)
         self._clock = LogClock()
         self._bundler = Bundler(log, self._topics.jobs)
         self._outbox = Outbox(log, self._topics, self._bundler, self._forward_landed)
@@ -313,8 +315,8 @@ class Orchestrator:
 
     async def _run(self) -> None:
         while True:
-            readers = self._readers is not None
-            wait_ms = self.machine.next_wakeup_ms(self._clock.now(), readers=readers)
+            readers_wait_ms = None if self._readers is None else self._pace.wait_ms
+            wait_ms = self.machine.next_wakeup_ms(self._clock.now(), readers_wait_ms=readers_wait_ms)
             if not self._records and not self._arrived.is_set() and wait_ms > 0:
                 try:
                     async with asyncio.timeout(wait_ms / 1_000):
@@ -325,11 +327,17 @@ class Orchestrator:
                 await asyncio.sleep(0)
             self._arrived.clear()
             self._step()
-            if readers:
+            if readers_wait_ms is not None:
                 # What was decided is on its way first, and who asked for something meanwhile is heard.
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
-                self.machine.commit_for_readers(self._clock.now())
+                self._commit_for_readers(readers_wait_ms)
+
+    def _commit_for_readers(self, wait_ms: int) -> None:
+        began = time.perf_counter()
+        committed = self.machine.commit_for_readers(self._clock.now(), wait_ms)
+        if committed:
+            self._pace.took((time.perf_counter() - began) * 1_000 / committed)
 
     def _step(self) -> None:
         records = self._next_records()

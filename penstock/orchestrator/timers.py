@@ -26,12 +26,12 @@ class Timers:
         self._heap: list[tuple[int, int, bytes, str]] = []
         self._loaded_until_ms = 0
 
-    def add(self, job: Job) -> None:
+    def add(self, key: str, job: Job) -> None:
         """Remember what a waiting job waits for."""
         if job.state in ("scheduled", "retrying"):
-            self._add(job.due_at_ms, DUE, job.key)
+            self._add(job.due_at_ms, DUE, key)
         if job.expires_at_ms and job.state in WAITING:
-            self._add(job.expires_at_ms, EXPIRY, job.key)
+            self._add(job.expires_at_ms, EXPIRY, key)
 
     def _add(self, time_ms: int, kind: bytes, key: str) -> None:
         if time_ms < self._loaded_until_ms:

@@ -44,7 +44,7 @@ from penstock.schemas.ids import job_key
 from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
 from penstock.state.partition_store import PartitionStore
 
-_TELLS_OF_FAILURE = (ev.Failed, ev.LeaseExpired, ev.Expired)
+_TELLS_OF_FAILURE = frozenset({ev.Failed, ev.LeaseExpired, ev.Expired})
 
 
 class _Touched:
@@ -117,7 +117,7 @@ class Projector:
             else:
                 entry.after = line.after
                 entry.lines.append(item)
-            if isinstance(line.event, _TELLS_OF_FAILURE):
+            if type(line.event) in _TELLS_OF_FAILURE:
                 self._keep_error(line)
             elif line.after is None:
                 self._errors[key] = []

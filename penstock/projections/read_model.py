@@ -35,6 +35,7 @@ from penstock.projections.rows import FAMILIES, LAYOUT
 from penstock.schemas.errors import LogUnavailable, PenstockError, ReadBehind, ReadModelUnavailable
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
+from penstock.state.pacing import CommitPace
 from penstock.state.partition_store import PartitionStore
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Part:
         self.queries = PartitionQueries(store, self.projector.groups)
         self.waiters = self.projector.waiters
         self.end_offset = store.next_offset
+        self.committed_s = 0.0
+        """When it was last committed by its own service, by the performance counter."""
 
 
 class ReadModelService:
@@ -87,6 +90,7 @@ class ReadModelService:
         self._ends_asked_at = 0.0
         self._asked = asyncio.Event()
         """Set when somebody begins to wait for a position."""
+        self._pace = CommitPace(len(self._partitions))
 
     def attach(self, store: PartitionStore) -> None:
         """Answer for a store from now on: what is folded into it comes into the read model as well."""
@@ -170,11 +174,13 @@ class ReadModelService:
         }
 
     async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
-        """See the port."""
+        """See the port. What is folded and waits for its commit is committed now."""
         self.numbers.waits += 1
         futures: list[asyncio.Future[None]] = []
         for number, position in positions.items():
             part = self._part(number)
+            if part.store.committed_offset <= position.offset < part.store.next_offset:
+                self._commit(part)
             if part.store.committed_offset <= position.offset:
                 futures.append(part.waiters.wait(position.offset))
         if not futures:
@@ -193,6 +199,14 @@ class ReadModelService:
         if pending:
             self.numbers.waits_behind += 1
             raise self._behind(positions)
+
+    def _commit(self, part: Part) -> None:
+        began = time.perf_counter()
+        part.store.commit()
+        part.committed_s = time.perf_counter()
+        took_s = part.committed_s - began
+        self.numbers.commit_s += took_s
+        self._pace.took(took_s * 1_000)
 
     def _behind(self, positions: Mapping[int, Position]) -> ReadBehind:
         behind = [
@@ -275,14 +289,6 @@ class SharedReadModel(ReadModelService):
         self.failure = asyncio.get_running_loop().create_future()
         self._watch()
         return self
-
-    async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
-        """See the port. What is folded and waits for its commit is committed now."""
-        for number, position in positions.items():
-            store = self._part(number).store
-            if store.committed_offset <= position.offset < store.next_offset:
-                store.commit()
-        await super().wait(positions, timeout_ms)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

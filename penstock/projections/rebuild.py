@@ -12,13 +12,16 @@ from msgspec import Struct
 from penstock.log.port import Log
 from penstock.projections.port import PartitionStatus
 from penstock.projections.projector import Projector
-from penstock.projections.service import COMMIT_BYTES, COMMIT_ROWS, projection_store
+from penstock.projections.service import COMMIT_BYTES, projection_store
 from penstock.schemas.errors import DigestMismatch
 from penstock.schemas.topics import Topics
 from penstock.state.partition_store import PartitionStore, StoreIdentity
 
 POLL_MS = 500
 SLICE_S = 0.02
+COMMIT_ROWS = 20_000
+"""Nobody reads meanwhile: a job whose life is over within so many rows is written once."""
+
 EMPTY_POLLS = 6
 """After so many, with the log answering otherwise, what is left of its offsets were never records."""
 

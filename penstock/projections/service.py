@@ -8,9 +8,10 @@
     who asks ◀──── LocalReads, merged over partitions ◀─────┘
 
 One task follows the log. It folds in slices of a few milliseconds and lets readers run in between; they see what is
-committed, so each answer stands at one offset of each partition. A commit comes when a fetch is folded, or sooner when
-much is touched, and wakes those who wait for a position. Whatever goes wrong with the log or a store ends the service:
-its ``failure`` gets the exception, waiting readers get ``ReadModelUnavailable``, and whoever runs the process ends it.
+committed, so each answer stands at one offset of each partition. A commit comes as soon as somebody waits for what is
+folded or nothing more arrives, else now and then (:mod:`penstock.state.pacing`), and wakes those who wait for a
+position. Whatever goes wrong with the log or a store ends the service: its ``failure`` gets the exception, waiting
+readers get ``ReadModelUnavailable``, and whoever runs the process ends it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import Self
 from penstock.core.rules import RULES, RulesTable
 from penstock.log.port import Log, Record, Tail
 from penstock.log.supervision import supervise
-from penstock.projections.read_model import Part, ReadModelService
+from penstock.projections.read_model import ReadModelService
 from penstock.projections.rows import FAMILIES, LAYOUT
 from penstock.schemas.topics import Topics
 from penstock.state.keeping import StateKeeper
+from penstock.state.pacing import MOST_ROWS, QUIET_MS
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity, rocks_store
 from penstock.state.snapshots import Snapshots
 from penstock.state.snapshots_restoring import StateKind, open_partitions
@@ -40,7 +42,6 @@ SLICE_S = 0.005
 BUSY_LINES = 16
 LINGER_S = 0.025
 """How long the log is left alone after a fetch of at least so many lines."""
-COMMIT_ROWS = 1_000
 COMMIT_BYTES = 8 * 1024 * 1024
 SNAPSHOT_KIND = "projection"
 
@@ -167,7 +168,10 @@ class ProjectionService(ReadModelService):
     async def _follow(self, tail: Tail) -> None:
         while True:
             lines = self.numbers.lines
-            await self._fold(await tail.poll(POLL_MS, POLL_RECORDS))
+            dirty = any(part.projector.dirty for part in self._parts.values())
+            records = await tail.poll(QUIET_MS if dirty else POLL_MS, POLL_RECORDS)
+            await self._fold(records)
+            await self._commit_due(quiet=not records)
             if self.numbers.lines - lines >= BUSY_LINES:
                 await self._linger()
 
@@ -181,7 +185,7 @@ class ProjectionService(ReadModelService):
                 await self._asked.wait()
 
     async def _fold(self, records: Sequence[Record]) -> None:
-        """Fold a fetch, slice by slice, and commit."""
+        """Fold a fetch, slice by slice."""
         slice_began = time.perf_counter()
         for record in records:
             part = self._parts[record.partition]
@@ -189,22 +193,19 @@ class ProjectionService(ReadModelService):
             part.projector.fold(record)
             now = time.perf_counter()
             self.numbers.fold_s += now - began
-            if part.store.touched >= COMMIT_ROWS or part.store.pending_bytes >= COMMIT_BYTES:
+            if part.store.touched >= MOST_ROWS or part.store.pending_bytes >= COMMIT_BYTES:
                 self._commit(part)
             if now - slice_began > SLICE_S:
                 await self._let_readers_run()
                 slice_began = time.perf_counter()
-        for part in self._parts.values():
-            if part.projector.dirty:
-                self._commit(part)
-                if time.perf_counter() - slice_began > SLICE_S:
-                    await self._let_readers_run()
-                    slice_began = time.perf_counter()
 
-    def _commit(self, part: Part) -> None:
-        began = time.perf_counter()
-        part.projector.commit()
-        self.numbers.commit_s += time.perf_counter() - began
+    async def _commit_due(self, *, quiet: bool) -> None:
+        """Commit what somebody waits for, and what was left long enough."""
+        for part in self._parts.values():
+            late = (time.perf_counter() - part.committed_s) * 1_000 >= self._pace.wait_ms
+            if part.projector.dirty and (quiet or late or part.projector.awaited):
+                self._commit(part)
+                await self._let_readers_run()
 
     def _commit_all(self) -> None:
         for part in self._parts.values():

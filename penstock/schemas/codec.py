@@ -114,7 +114,8 @@ class LineDecoder:
         # an array nor a string may be followed by a brace), and as many values as lines means one on each.
         if value[:1] != b"{" or lines[-1][-1:] != b"}" or value.count(b"}\n{") != len(lines) - 1:
             return None
-        if value.count(b"{") + value.count(b"[") > MAX_DEPTH and not all(map(_shallow, lines)):
+        # Each line has one bracket at least, so one of them with too many would make as many more in all.
+        if value.count(b"{") + value.count(b"[") > MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
             return None
         # What this decoder ignores may count below a line of this very record.
         if self._kind_of:

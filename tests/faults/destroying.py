@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 from pathlib import Path
 
+from penstock.log.embedded import EmbeddedLog
+from penstock.schemas.errors import LogCorrupt
 from tests.faults import topics
 from tests.faults.scenario import Step, on_cluster
 from tests.faults.world import ClusterWorld, World
@@ -61,14 +64,36 @@ def restore_log(name: str) -> Step:
 
 
 def cut_log(name: str, count: int) -> Step:
-    """The last bytes are missing, as if the disk had lied about having written them."""
+    """The last bytes are missing, as if the disk had lied about having written them.
+
+    What was under way when its process died was promised to nobody, and may go. ``count`` is what goes with it.
+    """
 
     def act(world: World) -> None:
         _keep(world, name)
         file = _wal(world, name)
-        os.truncate(file, max(file.stat().st_size - count, 0))
+        whole = file.stat().st_size
+        for under_way in range(0, _MOST_UNDER_WAY, 256):
+            os.truncate(file, max(whole - under_way - count, 0))
+            if asyncio.run(_lacks_acknowledged(world.roles[name].data, world.folder / "trial")):
+                break
 
     return Step(f"cut {count} bytes off the log of {name}", act)
+
+
+_MOST_UNDER_WAY = 64 * 1024
+
+
+async def _lacks_acknowledged(data: Path, trial: Path) -> bool:
+    """Whether a log is short of records that it acknowledged, by its own count. It is looked at in a copy."""
+    shutil.rmtree(trial, ignore_errors=True)
+    shutil.copytree(data / "log", trial / "log")
+    shutil.copy(data / "acknowledged", trial)
+    try:
+        async with EmbeddedLog(trial):
+            return False
+    except LogCorrupt:
+        return True
 
 
 def half_write(name: str) -> Step:

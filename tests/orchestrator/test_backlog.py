@@ -51,9 +51,9 @@ class Ledger:
             for folded in self.store.fold(record):
                 after = folded.after
                 if after is not None and (folded.before is None or folded.before.state != after.state):
-                    self.timers.add(after)
+                    self.timers.add(folded.key, after)
                     if after.state == "ready":
-                        self.backlog.push(after)
+                        self.backlog.push(folded.key, after)
 
     def enqueue(self, *jobs: str, **fields: object) -> None:
         for job in jobs:
@@ -61,7 +61,7 @@ class Ledger:
         self.follow()
 
     def take(self, limit: int, lanes: list[Lane] | None = None) -> list[str]:
-        return [job.id for job in self.backlog.take(lanes or [NOOP], limit, lambda key: False)]
+        return [job.id for _, _, job in self.backlog.take(lanes or [NOOP], limit, lambda key: False)]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_backlog_is_found_again_from_its_rows() -> None:
     ledger.commit()
     found = Backlog(ledger.index, ledger.commit, ledger.store.job)
     found.load()
-    assert [job.id for job in found.take([NOOP], 100, lambda key: False)] == jobs
+    assert [job.id for _, _, job in found.take([NOOP], 100, lambda key: False)] == jobs
 
 
 @pytest.mark.usefixtures("small_window")
@@ -106,7 +106,7 @@ def test_a_job_that_came_back_stands_first_and_is_given_once() -> None:
     ledger.enqueue(*jobs)
     last = ledger.store.job("default/j7")
     assert last is not None
-    ledger.backlog.put_back(last)
+    ledger.backlog.put_back(last.key, last)
     assert ledger.take(100) == ["j7", *jobs[:7]]
 
 
@@ -115,7 +115,7 @@ def test_a_job_put_back_twice_is_given_once() -> None:
     ledger.enqueue("j")
     job = ledger.store.job("default/j")
     assert job is not None
-    ledger.backlog.put_back(job)
+    ledger.backlog.put_back(job.key, job)
     assert ledger.take(10) == ["j"]
 
 
@@ -126,7 +126,7 @@ def test_what_is_proposed_is_skipped_and_what_is_gone_is_dropped() -> None:
     ledger.desk.write(0, ev.CancelRequested(id="c1", job="b", of="enq.b", not_after=not_after))
     ledger.follow()
     given = ledger.backlog.take([NOOP], 10, lambda key: key == "default/a")
-    assert [job.id for job in given] == ["c"]
+    assert [job.id for _, _, job in given] == ["c"]
     assert ledger.backlog.empty
 
 

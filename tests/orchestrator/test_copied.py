@@ -102,7 +102,7 @@ def test_jobs_of_one_place_in_two_partitions_do_not_push_each_other_out() -> Non
     assert len(list(copy.store.store.scan(BACKLOG, READY, b"s"))) == len(names)
     found = Backlog(copy.machine.partitions[0]._index, copy.store.commit, copy.store.job)
     found.load()
-    taken = [job.id for job in found.take([NOOP], 100, lambda key: False)]
+    taken = [job.id for _, _, job in found.take([NOOP], 100, lambda key: False)]
     # By place on the source, and among equals by name: as every other leader would have it.
     assert taken == sorted(names, key=lambda name: (name[1], name[0]))
 
@@ -120,7 +120,7 @@ def test_old_jobs_come_before_new_ones_although_their_offsets_were_higher() -> N
     copy.store.commit()
     found = Backlog(copy.machine.partitions[0]._index, copy.store.commit, copy.store.job)
     found.load()
-    assert [job.id for job in found.take([NOOP], 9, lambda key: False)] == ["old-1", "old-2", "new"]
+    assert [job.id for _, _, job in found.take([NOOP], 9, lambda key: False)] == ["old-1", "old-2", "new"]
 
 
 def test_who_holds_a_lease_of_the_source_is_told_when_it_has_ended() -> None:

@@ -139,7 +139,7 @@ def active(key: str = "j", **fields: object) -> Job:
 
 def test_a_lease_runs_out_when_nobody_names_it_and_is_ended_once() -> None:
     keeper, session = LeaseKeeper(0), Session(("w", ""))
-    lease = keeper.grant(active(), session, 1_000)
+    lease = keeper.grant("default/j", active(), session, 1_000)
     assert keeper.overdue(5_999) == []
     assert keeper.overdue(6_000) == [("default/j", lease, "silent")]
     assert keeper.overdue(6_001) == []
@@ -150,7 +150,7 @@ def test_a_lease_runs_out_when_nobody_names_it_and_is_ended_once() -> None:
 
 def test_a_named_lease_is_renewed_by_whatever_way_it_is_reached() -> None:
     keeper, direct, gateway = LeaseKeeper(0), Session(("w", "")), Session(("w", "g"))
-    lease = keeper.grant(active(), direct, 0)
+    lease = keeper.grant("default/j", active(), direct, 0)
     keeper.renew(lease, "default/j", gateway, 700, 4_000)
     assert (lease.expires_ms, lease.run_ms) == (9_000, 700)
     assert (direct.outstanding, gateway.outstanding) == (0, 1)
@@ -172,14 +172,14 @@ def test_a_named_lease_is_renewed_by_whatever_way_it_is_reached() -> None:
 )
 def test_why_a_lease_is_ended(fields: dict[str, object], run_ms: int, at_ms: int, reason: str | None) -> None:
     keeper, session = LeaseKeeper(0), Session(("w", ""))
-    lease = keeper.grant(active(**fields), session, 0)
+    lease = keeper.grant("default/j", active(**fields), session, 0)
     lease.run_ms = run_ms
     assert [why for _, _, why in keeper.overdue(at_ms)] == ([] if reason is None else [reason])
 
 
 def test_what_two_heartbeats_leave_out_is_missed_and_then_counted_anew() -> None:
     keeper, session = LeaseKeeper(0), Session(("w", ""))
-    lease = keeper.grant(active(), session, 0)
+    lease = keeper.grant("default/j", active(), session, 0)
     assert [keeper.missed("default/j") for _ in range(4)] == [False, True, False, True]
     keeper.missed("default/j")
     keeper.renew(lease, "default/j", session, 0, 0)
@@ -188,7 +188,7 @@ def test_what_two_heartbeats_leave_out_is_missed_and_then_counted_anew() -> None
 
 def test_granting_anew_never_shortens() -> None:
     keeper, session = LeaseKeeper(0), Session(("w", ""))
-    lease = keeper.grant(active(), session, 10_000)
+    lease = keeper.grant("default/j", active(), session, 10_000)
     keeper.grant_anew(2_000)
     assert lease.expires_ms == 15_000
     keeper.grant_anew(60_000)

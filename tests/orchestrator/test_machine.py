@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from penstock.schemas import events as ev
+from penstock.state.pacing import QUIET_MS
 from tests.orchestrator.desk import Desk, deliveries, lines, memory_store
 
 GARBAGE = b"no json at all"
@@ -61,3 +62,76 @@ def test_an_announcement_that_came_too_late_makes_no_leader() -> None:
     for name in ("o", "p"):
         desk.step(name)
     assert [name for name in ("o", "p") if desk.machines[name].leading] == ["o"]
+
+
+class Watching:
+    """A view that somebody may wait for."""
+
+    awaited = False
+
+    def take(self, folded: object) -> None: ...
+
+    def write(self, batch: object) -> None: ...
+
+    def written(self) -> None: ...
+
+
+def test_readers_see_what_was_folded_once_nothing_more_comes() -> None:
+    desk = Desk()
+    machine = desk.leader()
+    partition = machine.partitions[0]
+    machine.commit_for_readers(desk.now(), 1_000)
+    partition.commit_at(desk.now())
+    desk.enqueue("a")
+    desk.step()
+    assert machine.commit_for_readers(desk.now(), 1_000) == 0
+    assert machine.next_wakeup_ms(desk.now(), readers_wait_ms=1_000) <= QUIET_MS
+    desk.time_ms += QUIET_MS - 1
+    assert machine.commit_for_readers(desk.now(), 1_000) == 0
+    desk.time_ms += 1
+    assert machine.commit_for_readers(desk.now(), 1_000) == 1
+    assert not partition.behind
+
+
+def test_where_more_and_more_comes_they_see_it_after_a_while() -> None:
+    desk = Desk()
+    machine = desk.leader()
+    machine.partitions[0].commit_at(desk.now())
+    committed = 0
+    for number in range(10):
+        desk.time_ms += QUIET_MS - 5
+        desk.enqueue(f"j{number}")
+        desk.step()
+        committed += machine.commit_for_readers(desk.now(), 100)
+    assert committed == 2
+
+
+def test_who_waits_is_served_at_once() -> None:
+    desk = Desk()
+    machine = desk.leader()
+    partition, view = machine.partitions[0], Watching()
+    partition.store.attach("watching", view)
+    partition.commit_at(desk.now())
+    desk.enqueue("a")
+    desk.step()
+    assert machine.commit_for_readers(desk.now(), 1_000) == 0
+    view.awaited = True
+    assert machine.commit_for_readers(desk.now(), 1_000) == 1
+
+
+def test_partitions_are_committed_one_by_one_the_oldest_first() -> None:
+    desk = Desk(partitions=3)
+    machine = desk.leader()
+    for number in range(3):
+        desk.time_ms += 1
+        machine.partitions[number].commit_at(desk.now())
+        desk.write(number, b"{}")
+    desk.step()
+    desk.time_ms += 1_000
+    order: list[int] = []
+    for _ in range(3):
+        before = {number for number, one in machine.partitions.items() if one.behind}
+        assert machine.commit_for_readers(desk.now(), 500) == 1
+        order += before - {number for number, one in machine.partitions.items() if one.behind}
+    assert order == [0, 1, 2]
+    assert machine.commit_for_readers(desk.now(), 500) == 0

@@ -256,14 +256,14 @@ async def test_readers_run_while_much_is_folded(topics: Topics, tmp_path: Path) 
         await open_namespace(log, topics)
         home = "x~home"
         partition = partition_of(home, topics.partitions)
-        for record in range(40):
+        for record in range(100):
             lines = [
                 encode_line(ev.Enqueued(job=f"j{record}-{line}~home", job_type="t")) for line in range(100)
             ]
             await log.append(topics.jobs, partition, bundle(lines))
         totals: list[int] = []
         async with serving(log, topics, tmp_path) as service:
-            while not totals or totals[-1] < 4_000:
+            while not totals or totals[-1] < 10_000:
                 page = await service.list_jobs(JobsQuery(limit=3))
                 assert page.total == sum(row.jobs for row in await service.counts())
                 assert page.total % 100 == 0
