@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, rules, workers
 from penstock.api.deps import ApiDeps
@@ -48,13 +48,44 @@ DESCRIPTION = """Put jobs in, watch them, run them. Errors are `application/prob
 A write answers with `Penstock-Position`; a read that sends it back sees that write."""
 
 
+class Application(FastAPI):
+    """FastAPI behind :class:`~penstock.api.middleware.Around`, which serves the busiest operations without it."""
+
+    front: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.front is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.front(scope, receive, send)
+
+    def put_behind(self, deps: ApiDeps, paths: Mapping[Any, str]) -> None:
+        """Count and name every request from now on, and let browsers in from the origins that are allowed."""
+        direct = {
+            (operation.method, operation.path): operation.endpoint
+            for operation in OPERATIONS
+            if "{" not in operation.path
+        }
+        self.front = Around(super().__call__, metrics=deps.metrics, direct=direct, paths=paths)
+        if deps.options.cors_origins:
+            self.front = CORSMiddleware(
+                self.front,
+                allow_origins=list(deps.options.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
+                expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
+            )
+
+
 def create_app(deps: ApiDeps) -> FastAPI:
     """The application. It owns nothing of ``deps``: whoever made them starts and stops them."""
     routes = _routes(OPERATIONS)
-    app = FastAPI(
+    app = Application(
         title="Penstock",
         version=deps.version,
-        middleware=_middleware(deps, {route.endpoint: route.path for route in routes}),
+        # Asked for at every request otherwise; the process has metrics of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -75,6 +106,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
         return made
 
     app.openapi = openapi
+    app.put_behind(deps, {route.endpoint: route.path for route in routes})
     return app
 
 
@@ -96,22 +128,3 @@ def _route(path: str, operations: list[Operation]) -> Route:
 
     endpoint = serve if len(operations) > 1 else operations[0].endpoint
     return Route(path, endpoint, methods=list(by_method))
-
-
-def _middleware(deps: ApiDeps, paths: Mapping[Any, str]) -> list[Middleware]:
-    direct = {
-        (operation.method, operation.path): operation.endpoint
-        for operation in OPERATIONS
-        if "{" not in operation.path
-    }
-    around = Middleware(Around, metrics=deps.metrics, direct=direct, paths=paths)
-    if not deps.options.cors_origins:
-        return [around]
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=list(deps.options.cors_origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
-        expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
-    )
-    return [cors, around]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from itertools import islice
+from itertools import count
 
 import msgspec
 from starlette.requests import Request
@@ -24,13 +24,15 @@ from penstock.api.http import (
     answer,
     check_media_type,
     chunks,
+    header,
     read_body,
 )
 from penstock.api.intake import Intake, Prepared, settle, trace_of
-from penstock.api.models import BulkAnswer, BulkItem, decode_job
+from penstock.api.models import BulkAnswer, BulkItem, decode_jobs
 from penstock.api.problems import field_errors
 from penstock.client.idgen import new_ids
-from penstock.client.requests import JobRequest, check_json
+from penstock.client.requests import JobRequest, all_shallow, check_depth, check_encoding
+from penstock.log.bundler import LinePosition
 from penstock.schemas.errors import (
     AppendUnknown,
     InvalidField,
@@ -43,8 +45,11 @@ from penstock.schemas.errors import (
 )
 from penstock.schemas.position import Position, token
 
-SLICE_ITEMS = 250
-"""Items worked on without a break: a few milliseconds."""
+SLICE_ITEMS = 1_000
+SLICE_BYTES = 512 * 1024
+"""Items worked on without a break, as many or as large: a few milliseconds."""
+
+_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 MOST_APPENDS = 64
 """Appends under way at once; reading goes on when fewer are."""
@@ -70,14 +75,20 @@ class _Call:
 
     async def take(self, bodies: Sequence[bytes]) -> None:
         """Prepare a slice and start its appends."""
-        parts: dict[int, list[tuple[int, Prepared]]] = {}
+        first = len(self._items)
+        self._items += [None] * len(bodies)
         spares = new_ids(len(bodies), self._deps.topics.partitions)
-        for body, spare in zip(bodies, spares, strict=True):
-            index = len(self._items)
-            self._items.append(None)
-            prepared = self._prepare(index, body, spare)
-            if prepared is not None:
-                parts.setdefault(prepared.partition, []).append((index, prepared))
+        prepare, trace, at_ms = self._intake.prepare, self._trace, self._deps.now_ms()
+        parts: dict[int, list[tuple[int, Prepared]]] = {}
+        for index, asked, spare in zip(count(first), self._asked(first, bodies), spares, strict=False):
+            try:
+                if isinstance(asked, PenstockError):
+                    raise asked
+                prepared = prepare(asked[0], asked[1], at_ms, trace, spare)
+            except PenstockError as error:
+                self._items[index] = _rejected(index, error)
+                continue
+            parts.setdefault(prepared.partition, []).append((index, prepared))
         for partition, items in parts.items():
             while len(self._appends) >= MOST_APPENDS:
                 await asyncio.wait(self._appends, return_when=asyncio.FIRST_COMPLETED)
@@ -90,19 +101,22 @@ class _Call:
         """Note one more item that is not taken."""
         self._items.append(_rejected(len(self._items), error))
 
-    def _prepare(self, index: int, body: bytes, spare: tuple[str, int]) -> Prepared | None:
-        deps = self._deps
-        try:
-            if index >= deps.options.bulk_max_items:
-                raise TooLarge(f"at most {deps.options.bulk_max_items} items a call are taken")
-            if len(body) > deps.options.job_max_bytes:
-                raise TooLarge(
-                    f"the item has {len(body)} bytes, at most {deps.options.job_max_bytes} are allowed"
-                )
-            return self._intake.prepare(*decode_job(body), spare=spare, trace=self._trace)
-        except PenstockError as error:
-            self._items[index] = _rejected(index, error)
-            return None
+    def _asked(self, first: int, bodies: Sequence[bytes]) -> Sequence[tuple[JobRequest, str] | PenstockError]:
+        """The request of each item, or why it is not taken."""
+        options = self._deps.options
+        most_bytes = options.job_max_bytes
+        room = options.bulk_max_items - first
+        if len(bodies) <= room and max(map(len, bodies), default=0) <= most_bytes:
+            return decode_jobs(bodies)
+        found: list[tuple[JobRequest, str] | PenstockError] = []
+        for number, body in enumerate(bodies):
+            if number >= room:
+                found.append(TooLarge(f"at most {options.bulk_max_items} items a call are taken"))
+            elif len(body) > most_bytes:
+                found.append(TooLarge(f"the item has {len(body)} bytes, at most {most_bytes} are allowed"))
+            else:
+                found += decode_jobs([body])
+        return found
 
     async def _append(self, partition: int, items: Sequence[tuple[int, Prepared]]) -> None:
         try:
@@ -115,12 +129,13 @@ class _Call:
                 self._items[index] = _unknown(index, prepared, error)
             return
         self._deps.metrics.appended(len(items))
-        positions = [Position(partition, place.offset, place.line_no) for place in places]
-        self._positions.append(max(positions))
-        for (index, prepared), position in zip(items, positions, strict=True):
-            self._items[index] = BulkItem(index=index, status="accepted", id=prepared.event.job)
+        # They land in order, so the last one's place is the highest.
+        self._positions.append(_position(partition, places[-1]))
+        outcomes = self._items
+        for (index, prepared), place in zip(items, places, strict=True):
+            outcomes[index] = BulkItem(index=index, status="accepted", id=prepared.job)
             if prepared.given:
-                self._given.append((index, prepared, position))
+                self._given.append((index, prepared, _position(partition, place)))
 
     async def finish(self) -> tuple[BulkAnswer, str]:
         """Wait until all is durable and decided: the answer and its position token.
@@ -133,8 +148,8 @@ class _Call:
         if self._given:
             await self._settle()
         items = [item for item in self._items if item is not None]
-        accepted = sum(item.status == "accepted" for item in items)
-        unknown = sum(item.status == "unknown" for item in items)
+        statuses = [item.status for item in items]
+        accepted, unknown = statuses.count("accepted"), statuses.count("unknown")
         if self._failure is not None and not self._positions:
             self._failure.details["items"] = items
             raise self._failure
@@ -152,7 +167,7 @@ class _Call:
             return
         for (index, prepared, _), verdict in zip(self._given, verdicts, strict=True):
             outcome = settle(verdict)
-            job_id = prepared.event.job
+            job_id = prepared.job
             if outcome == "conflict":
                 message = f"another job with the id {job_id!r} is already there"
                 self._items[index] = BulkItem(
@@ -162,6 +177,10 @@ class _Call:
                 self._items[index] = BulkItem(index=index, status="accepted", id=job_id, code="duplicate")
 
 
+def _position(partition: int, place: LinePosition) -> Position:
+    return Position(partition, place.offset, place.line_no)
+
+
 def _rejected(index: int, error: PenstockError) -> BulkItem:
     return BulkItem(
         index=index, status="rejected", code=error.code, message=error.message, errors=field_errors(error)
@@ -169,14 +188,12 @@ def _rejected(index: int, error: PenstockError) -> BulkItem:
 
 
 def _unknown(index: int, prepared: Prepared, error: PenstockError) -> BulkItem:
-    return BulkItem(
-        index=index, status="unknown", id=prepared.event.job, code=error.code, message=error.message
-    )
+    return BulkItem(index=index, status="unknown", id=prepared.job, code=error.code, message=error.message)
 
 
 async def create_jobs(request: Request) -> Response:
     deps = deps_of(request)
-    call = _Call(deps, trace_of(request.headers.get("traceparent")))
+    call = _Call(deps, trace_of(header(request, b"traceparent")))
     if check_media_type(request, JSON, NDJSON) == NDJSON:
         await _take_lines(request, deps, call)
     else:
@@ -186,28 +203,45 @@ async def create_jobs(request: Request) -> Response:
 
 
 async def _take_array(request: Request, deps: ApiDeps, call: _Call) -> None:
-    body = await read_body(request, deps.options.bulk_max_bytes)
-    check_json(body)
+    bodies = _items_of(await read_body(request, deps.options.bulk_max_bytes))
+    if len(bodies) > deps.options.bulk_max_items:
+        raise TooLarge(f"{len(bodies)} items, at most {deps.options.bulk_max_items} a call are taken")
+    for part in _slices(bodies):
+        await call.take(part)
+
+
+def _items_of(body: bytes) -> list[bytes]:
+    """Items of an array as they were written. Raises MalformedJson, InvalidField."""
+    check_encoding(body)
     try:
-        items = msgspec.json.decode(body, type=list[msgspec.Raw])
+        items = [bytes(item) for item in _decode_array(body)]
     except msgspec.ValidationError as error:
         raise InvalidField("the body is a JSON array of jobs", field="$") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedJson(f"the body is not JSON: {error}") from error
-    if len(items) > deps.options.bulk_max_items:
-        raise TooLarge(f"{len(items)} items, at most {deps.options.bulk_max_items} a call are taken")
-    rest: Iterator[msgspec.Raw] = iter(items)
-    while part := list(islice(rest, SLICE_ITEMS)):
-        await call.take([bytes(item) for item in part])
+    if not all_shallow(items):
+        check_depth(body)
+    return items
+
+
+def _slices(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Full slices, and last what is left over."""
+    first = size = 0
+    for index, body in enumerate(bodies):
+        size += len(body)
+        if size > SLICE_BYTES or index - first == SLICE_ITEMS:
+            if index > first:
+                yield bodies[first:index]
+            first, size = index, len(body)
+    yield bodies[first:]
 
 
 async def _take_lines(request: Request, deps: ApiDeps, call: _Call) -> None:
-    waiting: list[bytes] = []
+    waiting: Sequence[bytes] = []
     try:
         async for lines in _lines(chunks(request, deps.options.bulk_max_bytes)):
-            waiting.extend(lines)
-            while len(waiting) >= SLICE_ITEMS:
-                part, waiting = waiting[:SLICE_ITEMS], waiting[SLICE_ITEMS:]
+            *full, waiting = _slices([*waiting, *lines])
+            for part in full:
                 await call.take(part)
     except TooLarge as error:
         if not waiting and not call.begun:

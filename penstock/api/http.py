@@ -11,8 +11,9 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from penstock.api.problems import FieldError, invalid
 from penstock.client.requests import check_json, invalid_field
@@ -76,6 +77,10 @@ class JsonAnswer(Response):
                 (name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in headers.items()
             ]
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer from msgspec structs and plain values."""
@@ -85,9 +90,17 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 # Bodies
 
 
+def header(request: Request, name: bytes) -> str:
+    """The first header of a name (in lower case); empty when there is none."""
+    for found, value in request.scope["headers"]:
+        if found == name:
+            return str(value, "latin-1")
+    return ""
+
+
 def media_type(request: Request) -> str:
     """The content type without its parameters, in lower case; empty when there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return header(request, b"content-type").partition(";")[0].strip().lower()
 
 
 def check_media_type(request: Request, *allowed: str) -> str:
@@ -102,15 +115,19 @@ def check_media_type(request: Request, *allowed: str) -> str:
     return found
 
 
+def _check_announced(request: Request, most_bytes: int) -> None:
+    announced = header(request, b"content-length")
+    if announced.isdigit() and int(announced) > most_bytes:
+        raise TooLarge(f"the body has {announced} bytes, at most {most_bytes} are allowed")
+
+
 async def chunks(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
     """The body as it comes in.
 
     Raises:
         TooLarge: it is longer than ``most_bytes``, by what its header says or by what came.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > most_bytes:
-        raise TooLarge(f"the body has {announced} bytes, at most {most_bytes} are allowed")
+    _check_announced(request, most_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -122,7 +139,21 @@ async def chunks(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The whole body. Raises as :func:`chunks`."""
-    parts = [part async for part in chunks(request, most_bytes)]
+    _check_announced(request, most_bytes)
+    # Not by way of the chunks: most bodies come in one piece, and are read in one step here.
+    parts: list[bytes] = []
+    received = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part: bytes = message.get("body", b"")
+        received += len(part)
+        if received > most_bytes:
+            raise TooLarge(f"the body has more than the {most_bytes} bytes that are allowed")
+        parts.append(part)
+        more = message.get("more_body", False)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

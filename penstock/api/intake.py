@@ -11,18 +11,23 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct
 
 from penstock.api.deps import ApiDeps
+from penstock.client.enqueued import enqueued_fields, event_of, line_of
 from penstock.client.idgen import new_id, new_id_in
-from penstock.client.requests import JobRequest, enqueued_event
+from penstock.client.requests import JobRequest
 from penstock.projections.port import JobView, VerdictView
 from penstock.projections.views import enqueued_view
-from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import AppendUnknown, IdInUse, PenstockError, ReadBehind, ReadModelUnavailable
-from penstock.schemas.events import Enqueued
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
+
+TENANT = "default"
+ACTOR = "api"
+"""Whom the lines say they are from."""
 
 STEERED_NS = 4_000_000
 STEERED_PARTITIONS = 32
@@ -31,13 +36,15 @@ STEERED_PARTITIONS = 32
 TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
-class Prepared(NamedTuple):
+class Prepared(Struct, frozen=True, gc=False):
     """A line that is ready to be appended. ``given``: its job's id came with the request."""
 
-    event: Enqueued
-    line: bytes
+    job: str
     partition: int
+    line: bytes
     given: bool
+    fields: dict[str, Any]
+    """Of the event, see :func:`penstock.client.enqueued.enqueued_fields`."""
 
 
 class Taken(NamedTuple):
@@ -53,51 +60,44 @@ class Intake:
 
     def __init__(self, deps: ApiDeps) -> None:
         self._deps = deps
+        self._partitions = deps.topics.partitions
+        self._max_payload_bytes = deps.options.max_payload_bytes
 
     def prepare(
-        self,
-        request: JobRequest,
-        hashed: str,
-        *,
-        spare: tuple[str, int] | None = None,
-        actor: str = "api",
-        trace: str = "",
+        self, request: JobRequest, hashed: str, at_ms: int, trace: str, spare: tuple[str, int] | None = None
     ) -> Prepared:
         """Fix a job's id and make its line.
 
         Args:
+            at_ms: this process's clock, Unix ms.
+            trace: of the call, for a job that brings none itself.
             spare: a new id and its partition, for a job that comes without one.
 
         Raises:
             TooLarge: payload or metadata is.
             InvalidField: a time is out of range.
         """
-        deps = self._deps
-        if request.id is None and spare is not None:
-            job_id, partition = spare
+        given = request.id is not None
+        if request.id is None:
+            job_id, partition = spare or self._new_id()
         else:
-            job_id = request.id or self._new_id()
-            partition = partition_of(job_id, deps.topics.partitions)
-        event = enqueued_event(
-            request,
-            job_id=job_id,
-            hashed=hashed,
-            at_ms=deps.now_ms(),
-            actor=actor,
-            trace=trace,
-            max_payload_bytes=deps.options.max_payload_bytes,
+            job_id, partition = request.id, partition_of(request.id, self._partitions)
+        fields = enqueued_fields(
+            request, job_id, hashed, at_ms, TENANT, ACTOR, request.trace or trace, self._max_payload_bytes
         )
-        return Prepared(event, encode_line(event), partition, request.id is not None)
+        return Prepared(job_id, partition, line_of(fields), given, fields)
 
-    def _new_id(self) -> str:
-        """An id of our own making. Those of the same few milliseconds live in one partition.
+    def _new_id(self) -> tuple[str, int]:
+        """An id of our own making and its partition. Those of the same few milliseconds live in one partition.
 
         So a middling rate makes full bundles, from here through leasing to outcomes, and not one line in each record.
         """
-        partitions = self._deps.topics.partitions
+        partitions = self._partitions
         if partitions > STEERED_PARTITIONS:
-            return new_id()
-        return new_id_in(time.monotonic_ns() // STEERED_NS % partitions, partitions)
+            job_id = new_id()
+            return job_id, partition_of(job_id, partitions)
+        partition = time.monotonic_ns() // STEERED_NS % partitions
+        return new_id_in(partition, partitions), partition
 
     async def take(self, prepared: Prepared) -> Taken:
         """Append one job and tell what became of it.
@@ -107,43 +107,41 @@ class Intake:
             IdInUse: another job has this id.
             ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
         """
-        event = prepared.event
         try:
             async with asyncio.timeout(self._deps.options.append_wait_ms / 1_000):
                 place = await self._deps.writer.append(prepared.partition, prepared.line)
         except TimeoutError as error:
-            raise AppendUnknown(job_id=event.job) from error
+            raise AppendUnknown(job_id=prepared.job) from error
         except PenstockError as error:
-            error.details["job_id"] = event.job
+            error.details["job_id"] = prepared.job
             raise
         self._deps.metrics.appended(1)
         position = Position(prepared.partition, place.offset, place.line_no)
         if not prepared.given:
-            return Taken(enqueued_view(event, position, place.time_ms), position, True)
+            return Taken(enqueued_view(event_of(prepared.fields), position, place.time_ms), position, True)
         try:
             [verdict] = await self.verdicts([(prepared, position)])
         except (ReadBehind, ReadModelUnavailable) as error:
-            error.details["job_id"] = event.job
+            error.details["job_id"] = prepared.job
             raise
-        return _taken(event, position, verdict)
+        return _taken(prepared.job, position, verdict)
 
     async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:
         """What the fold made of lines, in order."""
         wanted = [
-            (position, prepared.event.tenant, prepared.event.job, prepared.event.id)
-            for prepared, position in written
+            (position, TENANT, prepared.job, str(prepared.fields["id"])) for prepared, position in written
         ]
         return await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms)
 
 
-def _taken(event: Enqueued, position: Position, verdict: VerdictView) -> Taken:
+def _taken(job_id: str, position: Position, verdict: VerdictView) -> Taken:
     outcome = settle(verdict)
     if outcome == "conflict" or verdict.job is None:
         raise IdInUse(
-            f"another job with the id {event.job!r} is already there"
+            f"another job with the id {job_id!r} is already there"
             if outcome == "conflict"
             else verdict.reason,
-            job_id=event.job,
+            job_id=job_id,
         )
     return Taken(verdict.job, position, outcome == "created")
 
@@ -155,6 +153,6 @@ def settle(verdict: VerdictView) -> Literal["created", "duplicate", "conflict"]:
     return "duplicate" if verdict.outcome == "duplicate" else "conflict"
 
 
-def trace_of(traceparent: str | None) -> str:
+def trace_of(traceparent: str) -> str:
     """A well-formed W3C traceparent, else nothing: a malformed one is to be ignored."""
-    return traceparent if traceparent and TRACEPARENT.match(traceparent) else ""
+    return traceparent if TRACEPARENT.match(traceparent) else ""

@@ -16,19 +16,18 @@ from penstock.api.http import (
     Operation,
     answer,
     check_media_type,
+    header,
     query,
     read_body,
     wanted_positions,
 )
-from penstock.api.intake import Intake, trace_of
+from penstock.api.intake import TENANT, Intake, trace_of
 from penstock.api.models import History, HistoryQuery, JobList, ListQuery, ReadQuery, decode_job
 from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
 from penstock.schemas.errors import JobForgotten, JobNotFound
 from penstock.schemas.ids import job_key, partition_of
-
-TENANT = "default"
 
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -40,9 +39,8 @@ async def create_job(request: Request) -> Response:
     body = await read_body(request, deps.options.job_max_bytes)
     asked, hashed = decode_job(body)
     intake = Intake(deps)
-    taken = await intake.take(
-        intake.prepare(asked, hashed, trace=trace_of(request.headers.get("traceparent")))
-    )
+    trace = trace_of(header(request, b"traceparent"))
+    taken = await intake.take(intake.prepare(asked, hashed, deps.now_ms(), trace))
     headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
     return answer(taken.view, 201 if taken.created else 200, headers)
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.api.http import Endpoint
 from penstock.api.metrics import ApiMetrics
-from penstock.api.problems import on_disconnect, on_penstock_error
+from penstock.api.problems import on_disconnect, on_penstock_error, on_unexpected
 from penstock.client.idgen import new_id
 from penstock.schemas.errors import PenstockError
 
@@ -85,6 +85,8 @@ async def _serve(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send)
         response = await on_penstock_error(request, error)
     except ClientDisconnect as error:
         response = await on_disconnect(request, error)
+    except Exception as error:  # noqa: BLE001 - a bug: the caller gets an answer, the log the rest
+        response = await on_unexpected(request, error)
     await response(scope, receive, send)
 
 

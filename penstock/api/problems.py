@@ -157,9 +157,7 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
             "request_id": request.scope.get("penstock.request_id", ""),
         },
     )
-    # This answer is made outside of what gives every other one its request id.
-    headers = {"X-Request-ID": request.scope.get("penstock.request_id", "")}
-    return respond(request, PenstockError("An unexpected error; the service's log says more."), headers)
+    return respond(request, PenstockError("An unexpected error; the service's log says more."))
 
 
 async def on_disconnect(request: Request, error: Exception) -> Response:

@@ -1,4 +1,7 @@
-"""The roles put together from their parts. Each function starts one on the stack and returns what may fail of it."""
+"""The roles put together from their parts. Each function starts one on the stack and returns what may fail of it.
+
+What a role is made of is imported by the function that starts it: a process loads its own roles, and no others.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,24 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from penstock.api.app import create_app
-from penstock.api.deps import ApiDeps, ApiOptions
-from penstock.api.gateway import Gateway
-from penstock.api.metrics import ApiMetrics
-from penstock.api.registry import WorkerRegistry
-from penstock.api.service import ApiService
-from penstock.cli import archiving
-from penstock.cli.folders import NODE, ORCHESTRATOR, PROJECTION
-from penstock.cli.health import Numbers, Problems, ProgressCheck, health_app
 from penstock.cli.opening import log_of
 from penstock.cli.roles import Part, Service
 from penstock.cli.settings import Settings
 from penstock.client.idgen import new_id
-from penstock.core.job import State
-from penstock.log.archive_log import ArchivedLog
-from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.log.port import Log
-from penstock.orchestrator.retention import Retention
-from penstock.orchestrator.service import Orchestrator
-from penstock.projections.port import ReadModel
-from penstock.projections.read_model import ReadModelService, SharedReadModel
-from penstock.projections.server import ReadServer
-from penstock.projections.service import ProjectionService
+
+if TYPE_CHECKING:
+    from penstock.api.service import ApiService
+    from penstock.cli.health import Numbers, Problems
+    from penstock.core.job import State
+    from penstock.orchestrator.service import Orchestrator
+    from penstock.projections.port import ReadModel
+    from penstock.projections.read_model import ReadModelService, SharedReadModel
+    from penstock.projections.server import ReadServer
+    from penstock.projections.service import ProjectionService
 
 SETTLE_MS = 1_200
 """How long an orchestrator listens for others before it leads."""
@@ -94,6 +89,11 @@ async def start_orchestrator(
         alone: no other orchestrator can be there, so none is waited for.
         readers: the read model that shares its stores.
     """
+    from penstock.cli import archiving
+    from penstock.cli.folders import NODE, ORCHESTRATOR
+    from penstock.orchestrator.retention import Retention
+    from penstock.orchestrator.service import Orchestrator
+
     orchestrator = Orchestrator(
         opened.log,
         opened.namespace,
@@ -103,6 +103,7 @@ async def start_orchestrator(
         retention=Retention(cast("Mapping[State, int]", settings.retention_ms)),
         readers=readers,
         snapshots=archiving.snapshots_of(settings),
+        partitions=settings.folded,
     )
     return await stack.enter_async_context(orchestrator)
 
@@ -110,21 +111,33 @@ async def start_orchestrator(
 async def start_node(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, *, alone: bool = False
 ) -> tuple[Orchestrator, SharedReadModel]:
-    """An orchestrator and the read model of all partitions, over one fold."""
+    """An orchestrator and the read model of its partitions, over one fold."""
+    from penstock.projections.read_model import SharedReadModel
+
     reads = await stack.enter_async_context(
-        SharedReadModel(opened.log, opened.namespace.topics, history_age_ms=settings.retention_history)
+        SharedReadModel(
+            opened.log,
+            opened.namespace.topics,
+            partitions=settings.folded,
+            history_age_ms=settings.retention_history,
+        )
     )
     return await start_orchestrator(stack, settings, opened, alone=alone, readers=reads), reads
 
 
 async def start_projection(stack: AsyncExitStack, settings: Settings, opened: OpenedLog) -> ProjectionService:
-    """The read model of all partitions."""
+    """The read model of the partitions that this process has."""
+    from penstock.cli import archiving
+    from penstock.cli.folders import PROJECTION
+    from penstock.projections.service import ProjectionService
+
     namespace = opened.namespace
     return await stack.enter_async_context(
         ProjectionService(
             opened.log,
             namespace.topics,
             PROJECTION.path(settings.data),
+            partitions=settings.folded,
             generation=namespace.generation,
             history_age_ms=settings.retention_history,
             snapshots=archiving.snapshots_of(settings),
@@ -136,6 +149,8 @@ async def start_read_server(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, projection: ReadModelService
 ) -> ReadServer:
     """Answers other processes' reads. It listens where ``projection_address`` says, and tells others that address."""
+    from penstock.projections.server import ReadServer
+
     host, _, port = settings.projection_address.rpartition(":")
     # A name in the network is for others; inside a container it may be bound as any address.
     bind = host if host in ("", "127.0.0.1", "localhost") else "0.0.0.0"
@@ -156,6 +171,15 @@ async def start_api(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, read_model: ReadModel
 ) -> tuple[ApiService, list[Service]]:
     """The API with its gateway; returns it and everything of it that may fail."""
+    from penstock.api.app import create_app
+    from penstock.api.deps import ApiDeps, ApiOptions
+    from penstock.api.gateway import Gateway
+    from penstock.api.metrics import ApiMetrics
+    from penstock.api.registry import WorkerRegistry
+    from penstock.api.service import ApiService
+    from penstock.log.archive_log import ArchivedLog
+    from penstock.log.bundler import Bundler
+
     log, namespace = opened.log, opened.namespace
     registry = await stack.enter_async_context(WorkerRegistry(log, namespace.topics))
     gateway = await stack.enter_async_context(Gateway(log, namespace.topics, new_id()))
@@ -186,6 +210,8 @@ async def start_archiving(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog
 ) -> tuple[list[Service], Numbers]:
     """What keeps the archive and trims the log, as far as the settings say so; and its numbers."""
+    from penstock.cli import archiving
+
     return await archiving.start_archiving(stack, settings, opened.log, opened.namespace)
 
 
@@ -201,6 +227,9 @@ async def start_health(
     """Health and metrics on ``health_port``, if one is set."""
     if settings.health_port is None:
         return ()
+    from penstock.api.service import ApiService
+    from penstock.cli.health import health_app
+
     app = health_app(role, problems, numbers)
     return (await stack.enter_async_context(ApiService(app, host=settings.host, port=settings.health_port)),)
 
@@ -233,6 +262,8 @@ def node_health(orchestrator: Orchestrator, reads: ReadModelService) -> tuple[Pr
 
 def projection_health(projection: ReadModelService) -> tuple[Problems, Numbers]:
     """Ready while every partition that is behind moves."""
+    from penstock.cli.health import ProgressCheck
+    from penstock.projections.service import ProjectionService
 
     def numbers() -> dict[str, float]:
         counted = projection.numbers

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from penstock.cli.logs import set_up
 from penstock.cli.output import Printer
 from penstock.cli.settings import Settings, load
-from penstock.client.http import Client
+
+if TYPE_CHECKING:
+    from penstock.client.http import Client
 
 OutputFormat = Literal["table", "json"]
 
@@ -54,6 +56,8 @@ class Cli:
 
     def client(self) -> Client:
         """A client of the server in the settings."""
+        from penstock.client.http import Client
+
         return Client(self.settings.server, patience_ms=CLIENT_PATIENCE_MS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import typer
@@ -14,7 +14,6 @@ from penstock.cli import copy_commands, trim_command
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
 from penstock.cli.opening import on_log_or_server
 from penstock.cli.server_log import exported_lines, partition_ends, partition_start
-from penstock.client.http import Client
 from penstock.client.redrive import record_at
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log, Record
@@ -23,6 +22,9 @@ from penstock.schemas.codec import decode_line, split
 from penstock.schemas.errors import NotFound, ReadBehind, ReadModelUnavailable, ServerUnreachable, Undecodable
 from penstock.schemas.events import JobEvent
 from penstock.schemas.position import Position, parse
+
+if TYPE_CHECKING:
+    from penstock.client.http import Client
 
 FOLLOW_PAUSE_S = 0.3
 
@@ -245,6 +247,8 @@ def _description(cli: Cli, line: LogLine) -> dict[str, Any]:
 def _outcome(cli: Cli, job: str, position: Position) -> dict[str, Any]:
     """What the fold made of the line, if a server is there to ask and the line is in its job's history."""
     try:
+        from penstock.client.http import Client
+
         with Client(cli.settings.server, patience_ms=0) as client:
             for item in client.history(job):
                 if item["position"] == str(position):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 _WIDE = 400
 """Columns where the output is no terminal: nothing is cut off that a program or a person may look for."""
@@ -28,13 +28,10 @@ _STATE_STYLES = {
 
 
 class Printer:
-    """Prints to stdout as asked for."""
+    """Prints to stdout as asked for. What lays out tables is loaded by the first that is printed."""
 
     def __init__(self, style: Literal["table", "json"]) -> None:
         self.style = style
-        self._console = Console(
-            file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False, soft_wrap=False
-        )
 
     @property
     def json(self) -> bool:
@@ -57,11 +54,15 @@ class Printer:
 
     def text(self, text: str) -> None:
         """A sentence for people; nothing when printing JSON."""
+        from rich.text import Text
+
         if not self.json:
             self._print(Text(text))
 
     def fields(self, rows: Iterable[tuple[str, Any]]) -> None:
         """Names and values, one pair a line."""
+        from rich.table import Table
+
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
@@ -71,6 +72,10 @@ class Printer:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "nothing") -> None:
         """Rows under headings; ``empty`` is said when there are none."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name in columns:
             table.add_column(name, overflow="fold")
@@ -82,14 +87,21 @@ class Printer:
             self._print(Text(empty))
 
     def _print(self, what: Table | Text) -> None:
-        with self._console.capture() as captured:
-            self._console.print(what)
+        from rich.console import Console
+
+        console = Console(
+            file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False, soft_wrap=False
+        )
+        with console.capture() as captured:
+            console.print(what)
         # Cells are padded to their column's width; spaces at the end help nobody.
         lines = (line.rstrip() for line in captured.get().splitlines())
         sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _cell(value: Any) -> Text:
+    from rich.text import Text
+
     match value:
         case None:
             return Text("")

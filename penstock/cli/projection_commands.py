@@ -72,7 +72,7 @@ async def _fold_into(cli: Cli, kind: FolderKind, folder: Path) -> list[dict[str,
                     open_store=kind.open,
                 )
             )
-            for partition in range(namespace.topics.partitions)
+            for partition in cli.settings.folded
         ]
 
 
@@ -88,6 +88,7 @@ async def _replace(cli: Cli, kind: FolderKind, folder: Path, *, force: bool) -> 
             StateKind(kind.name, kind.families, kind.layout),
             lambda below, partition: below / f"{kind.prefix}{partition}",
             kind.open,
+            partitions=cli.settings.folded,
             generation=namespace.generation,
             force=force,
         ).run()

@@ -38,6 +38,15 @@ ProjectionAddress = Annotated[
         show_default=False,
     ),
 ]
+Share = Annotated[
+    str | None,
+    typer.Option(
+        "--share",
+        metavar="PART/PARTS",
+        help="Which part of the partitions it folds, like 1/2; all by default.",
+        show_default=False,
+    ),
+]
 Name = Annotated[
     str | None, typer.Option("--name", help="Name of this process among its like.", show_default=False)
 ]
@@ -122,11 +131,12 @@ def orchestrator(
     name: Name = None,
     host: Host = None,
     health_port: HealthPort = None,
+    share: Share = None,
 ) -> None:
     """Run an orchestrator: it leads partitions, leases jobs to workers, and keeps timers."""
     from penstock.cli.role_running import run_orchestrator
 
-    cli = cli_of(ctx, log=log, data=data, name=name, host=host, health_port=health_port)
+    cli = cli_of(ctx, log=log, data=data, name=name, host=host, health_port=health_port, share=share)
     run_orchestrator(_cluster_role(cli, "orchestrator"))
 
 
@@ -138,6 +148,7 @@ def node(
     host: Host = None,
     health_port: HealthPort = None,
     address: ProjectionAddress = None,
+    share: Share = None,
 ) -> None:
     """Run an orchestrator and a projection in one process: the log is folded once for both."""
     from penstock.cli.role_running import run_node
@@ -147,6 +158,7 @@ def node(
         "host": host,
         "health_port": health_port,
         "projection_address": address,
+        "share": share,
     }
     run_node(_cluster_role(cli_of(ctx, log=log, data=data, **flags), "node"))
 
@@ -160,6 +172,7 @@ def projection(
     host: Host = None,
     health_port: HealthPort = None,
     address: ProjectionAddress = None,
+    share: Share = None,
 ) -> None:
     """Run a projection: it folds the log into the read model and answers the API's questions."""
     if ctx.invoked_subcommand is not None:
@@ -171,6 +184,7 @@ def projection(
         "host": host,
         "health_port": health_port,
         "projection_address": address,
+        "share": share,
     }
     run_projection(_cluster_role(cli_of(ctx, log=log, data=data, **flags), "projection"))
 

@@ -1,6 +1,7 @@
 """What each role's command runs, once its settings are known.
 
-Apart from the commands, so that those which only ask a server do not load what a server is made of.
+Apart from the commands, so that those which only ask a server do not load what a server is made of. Each function
+imports what only its role needs.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from penstock.cli import composition
 from penstock.cli.roles import Service, run
 from penstock.cli.settings import Settings
-from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
-from penstock.projections.remote import RemoteReadModel
-from penstock.workers.app import App
-from penstock.workers.loading import load_apps
+
+if TYPE_CHECKING:
+    from penstock.workers.app import App
 
 DEV_WORKER = "dev"
 
@@ -27,6 +28,9 @@ def _say(text: str) -> None:
 
 def run_dev(settings: Settings) -> None:
     """Everything in one process."""
+    from penstock.cli.worker_role import start_log_worker
+    from penstock.workers.loading import load_apps
+
     tasks = load_apps(settings.app)
     address = ""
 
@@ -62,6 +66,7 @@ def _names(tasks: App) -> str:
 
 def run_api(settings: Settings) -> None:
     """The API, its gateway, and a read model that asks projection processes."""
+    from penstock.projections.remote import RemoteReadModel
 
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:
         opened = await composition.start_log(stack, settings)
@@ -127,6 +132,9 @@ def run_projection(settings: Settings) -> None:
 
 def run_worker(settings: Settings, *, over_http: bool) -> None:
     """Handlers, on the log or through a server."""
+    from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
+    from penstock.workers.loading import load_apps
+
     tasks = load_apps(settings.app)
 
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from penstock.client.calls import API, Call
-from penstock.client.http import Client
 from penstock.schemas.errors import PenstockError
 from penstock.schemas.position import Position
 from penstock.state.audit import AuditHeader, AuditLine
+
+if TYPE_CHECKING:
+    from penstock.client.http import Client
 
 ExportedLine = tuple[Position, int, bytes]
 """Position, record time in Unix ms, the line as it stands on the log."""

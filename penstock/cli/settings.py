@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.client.http import DEFAULT_SERVER
+from penstock.client.calls import DEFAULT_SERVER
 from penstock.core.job import MAX_VERB_AGE_MS, TERMINAL
 from penstock.schemas.errors import SettingsInvalid
 from penstock.schemas.events import NAME_PATTERN
@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     partitions: int | None = Field(None, ge=1, le=1_024)
     work_partitions: int | None = Field(None, ge=2, le=1_024)
     replication: int | None = Field(None, ge=1, le=15)
+    share: str = "1/1"
+    """Which of the partitions an orchestrator, projection or node folds: ``2/3`` is the second of three parts."""
     data: Path = Path("penstock-data")
     fsync: bool = True
     """Whether the embedded log is on the disk before a write is acknowledged."""
@@ -176,6 +178,15 @@ class Settings(BaseSettings):
             raise ValueError("must be host:port")
         return value
 
+    @field_validator("share")
+    @classmethod
+    def _known_share(cls, value: str) -> str:
+        part, slash, parts = value.partition("/")
+        numbers = all(0 < len(text) <= 4 and text.isascii() and text.isdigit() for text in (part, parts))
+        if not (slash and numbers and 1 <= int(part) <= int(parts)):
+            raise ValueError("must be a part of the partitions like 1/2 or 2/2")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _known_origins(cls, values: list[str]) -> list[str]:
@@ -206,6 +217,20 @@ class Settings(BaseSettings):
         if self.trim_after is not None and not self.archive:
             raise ValueError("trim_after needs an archive: what is trimmed would be lost (PENSTOCK_ARCHIVE)")
         return self
+
+    @model_validator(mode="after")
+    def _share_has_partitions(self) -> "Settings":
+        if not self.folded:
+            raise ValueError(f"share {self.share} is none of {self.topics.partitions} partitions")
+        if self.is_embedded and self.share != "1/1":
+            raise ValueError("share is for processes on Kafka: one process folds all of an embedded log")
+        return self
+
+    @property
+    def folded(self) -> range:
+        """Partitions that this process folds, leads or answers for, if that is what it does."""
+        part, _, parts = self.share.partition("/")
+        return range(int(part) - 1, self.topics.partitions, int(parts))
 
     @property
     def retention_ms(self) -> dict[str, int]:

@@ -154,7 +154,8 @@ async def restore(
     async with existing_log(settings) as (log, namespace):
         stored = await _stored(snapshots, kind, partition)
         for folder, identity in _places(log, namespace, kind, partition):
-            if (folder.name, identity.partition) not in stored:
+            number = identity.partition
+            if (folder.name, number) not in stored or (partition is None and number not in settings.folded):
                 continue
             path = folder.store(settings.data, identity.partition)
             fetch = Restore(log, path, identity, _state_kind(folder), snapshots)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
 
 from penstock.cli.composition import OpenedLog
-from penstock.cli.health import Numbers, Problems
 from penstock.cli.roles import request_stop
 from penstock.cli.settings import Settings
 from penstock.workers.app import App
-from penstock.workers.http_transport import HttpTransport
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.transport import Transport
+
+if TYPE_CHECKING:
+    from penstock.cli.health import Numbers, Problems
 
 
 async def start_log_worker(
@@ -25,6 +27,9 @@ async def start_log_worker(
 
 async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: App) -> Worker:
     """Run ``tasks`` through the gateway of ``settings.server``."""
+    # An HTTP client is a tenth of a second to load, and a worker on the log has no use for one.
+    from penstock.workers.http_transport import HttpTransport
+
     return await _start(stack, settings, HttpTransport(settings.server), tasks, "")
 
 

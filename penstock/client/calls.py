@@ -24,6 +24,7 @@ from penstock.schemas.position import Position, parse_token, token
 
 Json = dict[str, Any]
 
+DEFAULT_SERVER = "http://127.0.0.1:8700"
 API = "/api/v1"
 POSITION_HEADER = "penstock-position"
 JSON_TYPE = "application/json"

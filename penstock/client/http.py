@@ -17,11 +17,19 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.calls import (
+    DEFAULT_SERVER,
+    Answer,
+    BulkResult,
+    Call,
+    Calls,
+    Json,
+    Pause,
+    error_of,
+)
 from penstock.client.requests import JobOptions
 from penstock.schemas.errors import ServerUnreachable, SettingsInvalid
 
-DEFAULT_SERVER = "http://127.0.0.1:8700"
 REQUEST_TIMEOUT_S = 60.0
 
 _Result = TypeVar("_Result")

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from penstock.schemas.ids import ending_in, partitions_of_endings
+from penstock.schemas.ids import beginning_hash, ending_in, partitions_of_endings
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
@@ -40,6 +40,9 @@ class UlidSource:
         self._time_ms = -1
         self._head = ""
         self._low = 0
+        self._block = -1
+        self._beginning = ""
+        self._block_hash = 0
 
     def next(self) -> str:
         """A 26-character ULID in lower case, as :func:`penstock.schemas.ids.ulid` writes it."""
@@ -78,7 +81,7 @@ class UlidSource:
     def next_in(self, partition: int, partitions: int) -> str:
         """As :meth:`next`, an id whose job lives in ``partition`` of ``partitions``.
 
-        Its last ten bits are chosen for that, so the next id begins above them.
+        Its last ten bits are chosen for that, as few above the last id's as there are.
         """
         with self._lock:
             now_ms = self._clock_ms()
@@ -86,20 +89,29 @@ class UlidSource:
                 self._begin(now_ms)
             else:
                 self._low += 1
-            pairs = _PAIRS
             while True:
-                low = (self._low + 1023) & ~1023
-                beginning = self._head + pairs[low >> 30] + pairs[low >> 20 & 1023] + pairs[low >> 10 & 1023]
-                ending = ending_in(beginning, partition, partitions)
-                self._low = low + (1023 if ending is None else ending)
+                low = self._low
+                if low >> 10 != self._block:
+                    self._enter(low >> 10)
+                ending = ending_in(self._block_hash, low & 1023, partition, partitions)
                 if ending is not None:
-                    return beginning + pairs[ending]
+                    self._low = low & ~1023 | ending
+                    return self._beginning + _PAIRS[ending]
+                self._low = (low | 1023) + 1
+
+    def _enter(self, block: int) -> None:
+        """Remember the 1,024 ids that differ in their last two characters only."""
+        pairs = _PAIRS
+        self._block = block
+        self._beginning = self._head + pairs[block >> 20] + pairs[block >> 10 & 1023] + pairs[block & 1023]
+        self._block_hash = beginning_hash(self._beginning)
 
     def _begin(self, now_ms: int) -> None:
         drawn = int.from_bytes(self._entropy(10), "big")
         # The low part starts in its lower half, so counting up within a millisecond never runs over.
         self._low = drawn & ((1 << (_LOW_BITS - 1)) - 1)
         self._time_ms = now_ms
+        self._block = -1
         head = (now_ms & 0xFFFFFFFFFFFF) << _HIGH_BITS | drawn >> _LOW_BITS
         # 48 bits of time and 40 of entropy are 88 bits; with two zero bits in front, 18 digits of five bits.
         self._head = "".join(_PAIRS[head >> shift & 1023] for shift in range(80, -10, -10))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self, Unpack
 
+from penstock.client.enqueued import enqueued_event
 from penstock.client.idgen import new_id
-from penstock.client.requests import JobOptions, enqueued_event, fields_of, request_fields, request_from
+from penstock.client.requests import JobOptions, fields_of, request_fields, request_from
 from penstock.log.bundler import Bundler
 from penstock.log.port import Log
 from penstock.schemas.codec import encode_line

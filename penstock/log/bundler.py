@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -170,29 +171,31 @@ class Bundler:
         if not lines:
             future.set_result([])
             return future
-        self._check_lines(lines)
         call = _Call(future)
+        chunks = self._chunks(call, lines)
         lane = self._lanes.get(partition)
         if lane is None:
             lane = self._lanes[partition] = _Lane()
-        for first, part in self._split(lines):
-            chunk = _Chunk(call, first, part, b"\n".join(part))
-            call.waiting += 1
-            lane.chunks.append(chunk)
+        call.waiting = len(chunks)
+        lane.chunks += chunks
+        for chunk in chunks:
             self._queued_bytes += len(chunk.body)
         if lane.task is None:
             lane.task = asyncio.create_task(self._empty(partition, lane), name=f"bundler-{partition}")
         return future
 
-    def _check_lines(self, lines: Sequence[bytes]) -> None:
+    def _chunks(self, call: _Call, lines: Sequence[bytes]) -> list[_Chunk]:
+        """Lines as they will stand in records, once they are known to be lines."""
         if max(map(len, lines)) > self._max_line_bytes:
             index = next(i for i, line in enumerate(lines) if len(line) > self._max_line_bytes)
             raise RecordTooLarge(
                 f"A line of {len(lines[index])} bytes is longer than {self._max_line_bytes}.", index=index
             )
-        for line in lines:
-            if b"\n" in line:
+        chunks = [_Chunk(call, first, part, b"\n".join(part)) for first, part in self._split(lines)]
+        for chunk in chunks:
+            if chunk.body.count(b"\n") >= len(chunk.lines):
                 raise ValueError("a line must not hold a newline")
+        return chunks
 
     def _split(self, lines: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]:
         """Runs of lines that each fit into a record, with the number of their first line."""
@@ -259,9 +262,7 @@ class Bundler:
         for chunk in bundle:
             self._release(chunk)
             count = len(chunk.lines)
-            chunk.call.landed(
-                chunk.first, [LinePosition(offset, line_no + index, time_ms) for index in range(count)]
-            )
+            chunk.call.landed(chunk.first, _positions(offset, line_no, count, time_ms))
             line_no += count
 
     async def _landed_somewhere(self, partition: int, bundle: list[_Chunk], time_ms: int) -> None:
@@ -318,6 +319,11 @@ class Bundler:
         self._queued_bytes -= len(chunk.body)
         if self._queued_bytes <= self._queue_bytes:
             self._room.set()
+
+
+def _positions(offset: int, first: int, count: int, time_ms: int) -> list[LinePosition]:
+    """Of ``count`` lines of a record, from line ``first`` on."""
+    return list(map(LinePosition, repeat(offset, count), range(first, first + count), repeat(time_ms, count)))
 
 
 def _mark_read(future: asyncio.Future[list[LinePosition]]) -> None:

@@ -89,7 +89,7 @@ class Readers(Protocol):
 
 
 class Orchestrator:
-    """Follows every partition and leads those it is nominated for. Use as an async context manager.
+    """Follows partitions and leads those it is nominated for. Use as an async context manager.
 
     Args:
         log: an open log.
@@ -101,6 +101,7 @@ class Orchestrator:
         readers: whoever answers from the same stores.
         snapshots: taken of the partitions that it leads, and restored from where a folder is missing or too old.
         rules: those that this program has.
+        partitions: those that it follows; all of them where None. Of the others it knows nothing.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Orchestrator:
         snapshots: Snapshots | None = None,
         store_factory: StoreFactory = rocks_store,
         rules: RulesTable = RULES,
+        partitions: Sequence[int] | None = None,
     ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self.incarnation = ulid(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
@@ -125,6 +127,7 @@ class Orchestrator:
         self._topics = namespace.topics
         self._data_dir = Path(data_dir)
         self._settle_ms = settle_ms
+        self._partitions = range(self._topics.partitions) if partitions is None else partitions
         self._retention = retention
         self._readers = readers
         self._snapshots = snapshots
@@ -136,7 +139,7 @@ class Orchestrator:
             )
         )
         self._keeper: StateKeeper | None = None
-        self._pace = CommitPace(namespace.topics.partitions)
+        self._pace = CommitPace(len(self._partitions))
         self._clock = LogClock()
         self._bundler = Bundler(log, self._topics.jobs)
         self._outbox = Outbox(log, self._topics, self._bundler, self._forward_landed)
@@ -191,7 +194,7 @@ class Orchestrator:
     async def _open(self) -> None:
         topics = self._topics
         places: list[tuple[Path, StoreIdentity]] = []
-        for partition in range(topics.partitions):
+        for partition in self._partitions:
             identity = StoreIdentity(
                 self._log.cluster_id, topics.jobs, partition, topics.partitions, self._namespace.generation
             )

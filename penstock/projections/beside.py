@@ -90,6 +90,7 @@ class Rebuild:
     Args:
         path_of: where below a folder a partition's states are.
         open_store: opens one below a folder, ready to be folded with all the rows that belong in it.
+        partitions: which; all of the topic's where None.
         force: put it in place even where the digests differ.
     """
 
@@ -102,11 +103,13 @@ class Rebuild:
         path_of: Callable[[Path, int], Path],
         open_store: Callable[[Path, StoreIdentity], PartitionStore],
         *,
+        partitions: Sequence[int] | None = None,
         generation: int = 0,
         force: bool = False,
     ) -> None:
         self._log = log
         self._topics = topics
+        self._partitions = range(topics.partitions) if partitions is None else partitions
         self._folder = folder
         self._work = folder / "rebuilding"
         self._kind = kind
@@ -129,7 +132,7 @@ class Rebuild:
             for left in self._work.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-            built = [await self._build(number) for number in range(self._topics.partitions)]
+            built = [await self._build(number) for number in self._partitions]
             replaced = [
                 Replaced(rebuilt=rebuilt, compared=compared, swapped=self._put_in_place(rebuilt.partition))
                 for rebuilt, compared in built

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -41,6 +42,7 @@ class ErrorRow(msgspec.Struct, frozen=True, array_like=True):
     at_ms: int
 
 
+@lru_cache(maxsize=1_024)
 def time_text(time_ms: int) -> str:
     """RFC 3339 UTC with milliseconds; sorts as the times do."""
     return f"{datetime.fromtimestamp(time_ms // 1000, UTC).isoformat()[:19]}.{time_ms % 1000:03d}Z"

@@ -69,7 +69,8 @@ _MULTIPLIER = 0x5BD1E995
 def murmur2(data: bytes) -> int:
     """Murmur2 as Kafka's Java client computes it, seed 0x9747b28c; an unsigned 32-bit number."""
     length = len(data)
-    h = _whole_words(data, length)
+    # Ids that were made together differ in their last two characters only.
+    h = _beginning_of_ulid(data[:24]) if length == 26 else _whole_words(data, length)
     if length & 3:
         h = (h ^ int.from_bytes(data[length & ~3 :], "little")) * _MULTIPLIER & _MASK
     h = (h ^ h >> 13) * _MULTIPLIER & _MASK
@@ -84,6 +85,11 @@ def _whole_words(data: bytes, length: int) -> int:
         k = word * m & mask
         h = (h * m ^ (k ^ k >> 24) * m) & mask
     return h
+
+
+@lru_cache(maxsize=1_024)
+def _beginning_of_ulid(data: bytes) -> int:
+    return _whole_words(data, 26)
 
 
 _ENDINGS = tuple(int.from_bytes((a + b).encode(), "little") for a in _CROCKFORD for b in _CROCKFORD)
@@ -103,16 +109,21 @@ def partitions_of_endings(beginning: str, first: int, count: int, partitions: in
     return found
 
 
-def ending_in(beginning: str, partition: int, partitions: int) -> int | None:
-    """The last ten bits (of a ULID whose first 24 characters are ``beginning``) that put it into ``partition``.
+def beginning_hash(beginning: str) -> int:
+    """What :func:`ending_in` needs to know of a ULID's first 24 characters."""
+    return _whole_words(beginning.encode(), 26)
 
-    None if none of the 1,024 does, which with fewer than a hundred partitions hardly ever happens. About
-    ``partitions`` tries of half a microsecond.
+
+def ending_in(start: int, first: int, partition: int, partitions: int) -> int | None:
+    """The last ten bits, ``first`` or more, that put a ULID into ``partition``.
+
+    ``start`` is the :func:`beginning_hash` of its first 24 characters. None if none of those bits does, which from 0
+    on and with fewer than a hundred partitions hardly ever happens. About ``partitions`` tries of a third of a
+    microsecond.
     """
-    start = _whole_words(beginning.encode(), 26)
     m, mask = _MULTIPLIER, _MASK
-    for bits, ending in enumerate(_ENDINGS):
-        h = (start ^ ending) * m & mask
+    for bits in range(first, 1024):
+        h = (start ^ _ENDINGS[bits]) * m & mask
         h = (h ^ h >> 13) * m & mask
         if ((h ^ h >> 15) & 0x7FFFFFFF) % partitions == partition:
             return bits

@@ -10,6 +10,7 @@ are; ``<ns>.workers`` carries :data:`Report`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from msgspec import Raw, Struct
 NULL = Raw(b"null")
 
 
-class Delivery(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Delivery(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A leased job on its way to its holder, with all that is needed to run it.
 
     ``partition`` is where its outcome is to be written; ``fence`` the decimal fencing token; ``sealed`` as on
@@ -194,9 +195,9 @@ Signal = Beat | Serving | Acknowledged | CancelJob | LeaseGone | Drain
 Message = Delivery | Report | Signal
 
 _encode = msgspec.json.Encoder().encode
-_decode_delivery = msgspec.json.Decoder(Delivery).decode
-_decode_report = msgspec.json.Decoder(Report).decode
-_decode_signal = msgspec.json.Decoder(Signal).decode
+_deliveries = msgspec.json.Decoder(Delivery)
+_reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
+_signals: msgspec.json.Decoder[Signal] = msgspec.json.Decoder(Signal)
 
 
 def encode_messages(messages: list[Any]) -> bytes:
@@ -206,24 +207,31 @@ def encode_messages(messages: list[Any]) -> bytes:
 
 def decode_deliveries(value: bytes) -> list[Delivery]:
     """Deliveries of a record; lines that cannot be read are dropped, for they are only hints."""
-    return _readable(value, _decode_delivery)
+    return _readable(value, _deliveries)
 
 
 def decode_reports(value: bytes) -> list[Report]:
     """Worker reports of a record; unreadable lines are dropped."""
-    return _readable(value, _decode_report)
+    return _readable(value, _reports)
 
 
 def decode_signals(value: bytes) -> list[Signal]:
     """Signals of a record; unreadable lines are dropped."""
-    return _readable(value, _decode_signal)
+    return _readable(value, _signals)
 
 
-def _readable(value: bytes, decode: Any) -> list[Any]:
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _readable(value: bytes, decoder: msgspec.json.Decoder[Any]) -> list[Any]:
     found: list[Any] = []
+    # All at once, which takes half as long, where there is a message on each line.
+    with suppress(*_UNREADABLE):
+        found = decoder.decode_lines(value)
+        if len(found) == value.count(b"\n") + 1:
+            return found
+    found = []
     for line in value.split(b"\n"):
-        try:
-            found.append(decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
+        with suppress(*_UNREADABLE):
+            found.append(decoder.decode(line))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from penstock.schemas.events import PRIORITIES
 from penstock.workers.lease import HeldLease
@@ -17,34 +18,30 @@ class Backlog:
 
     def __init__(self) -> None:
         self._queues: tuple[deque[HeldLease], ...] = tuple(deque() for _ in PRIORITIES)
-        self._count = 0
+        self.count = 0
+        """How many wait. (Asked before every job: a plain attribute.)"""
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def put(self, leases: Iterable[HeldLease]) -> None:
         for lease in leases:
             self._queues[_RANK.get(lease.delivery.priority, _LOWEST)].append(lease)
-            self._count += 1
+        self.count = sum(map(len, self._queues))
 
     def take(self) -> HeldLease | None:
         """The one to start next."""
         for queue in self._queues:
             if queue:
-                self._count -= 1
+                self.count -= 1
                 return queue.popleft()
         return None
-
-    def put_back(self, lease: HeldLease) -> None:
-        """Undo the last :meth:`take`."""
-        self._queues[_RANK.get(lease.delivery.priority, _LOWEST)].appendleft(lease)
-        self._count += 1
 
     def take_last(self) -> HeldLease | None:
         """The one to give back first: the newest of the least urgent."""
         for queue in reversed(self._queues):
             if queue:
-                self._count -= 1
+                self.count -= 1
                 return queue.pop()
         return None
 
@@ -55,13 +52,13 @@ class Backlog:
             queue.remove(lease)
         except ValueError:
             return False
-        self._count -= 1
+        self.count -= 1
         return True
 
     def types(self) -> frozenset[str]:
         """Types of the first few that wait, which is what prefetching should look at."""
         found: set[str] = set()
         for queue in self._queues:
-            for index in range(min(len(queue), 64)):
-                found.add(queue[index].delivery.job_type)
+            if queue:
+                found.update(lease.delivery.job_type for lease in islice(queue, 64))
         return frozenset(found)

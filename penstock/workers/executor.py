@@ -1,9 +1,10 @@
 """Running handlers: a fixed set of runners takes leases from the backlog, one at a time each.
 
 ``async def`` handlers run inside their runner's task, so that a job costs no task of its own; ``def`` handlers
-run in a thread that the runner waits for. To stop a handler, a coroutine is cancelled and a thread sees a flag.
-One that does not stop in time is spoken for (its outcome is told) and keeps its slot until it ends; what it
-returns then is dropped.
+run in a thread that the runner waits for. One runner takes job after job for as long as their handlers end without
+waiting for anything; only when one waits are others woken, to go on beside it. To stop a handler, a coroutine is
+cancelled and a thread sees a flag. One that does not stop in time is spoken for (its outcome is told) and keeps its
+slot until it ends; what it returns then is dropped.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ YIELD_MS = 5
 
 STOP_MS: Mapping[StopReason, int] = {"timeout": 1_000, "cancelled": 20_000, "shutdown": 2_000, "lost": 0}
 """How long a handler that was told to stop may take before its outcome is told without it."""
+
+RELIEF = 2
+"""Runners woken at once: two more by each whose handler waits, so all are soon at work where that is needed, and one
+is where it is not."""
 
 LAST_WAIT_S = 2.0
 """How long closing waits for handlers that were told to stop long ago."""
@@ -69,8 +74,10 @@ class Executor:
         self._threads: ThreadPoolExecutor | None = None
         self._closing = False
         self._slice_began_ms: float | None = None
+        self._heir = False
+        """Whether a runner goes on in the next round of the loop."""
         self._quiet = asyncio.Event()
-        self._quiet.set()
+        """Set when nothing runs any more; cleared by who waits for that."""
         self.started_ms = now_ms()
         """When a job was last started."""
 
@@ -82,7 +89,7 @@ class Executor:
 
     def wake(self) -> None:
         """Something was put into the backlog."""
-        wanted = len(self.backlog)
+        wanted = min(len(self.backlog), RELIEF)
         while wanted > 0 and self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -147,6 +154,9 @@ class Executor:
 
     async def quiet(self, timeout_ms: float) -> bool:
         """Wait until nothing runs; false after ``timeout_ms``."""
+        if not self.runs:
+            return True
+        self._quiet.clear()
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._quiet.wait()
@@ -182,17 +192,19 @@ class Executor:
         runner = asyncio.current_task()
         assert runner is not None
         before = contextvars.copy_context()
+        now_ms = self._now_ms()
         while not self._closing:
-            lease = self.backlog.take()
-            if lease is None:
+            if not self.backlog.count:
                 await self._rest()
+                now_ms = self._now_ms()
                 continue
-            now_ms = self._now_ms()
             if self._slice_over(now_ms):
-                self.backlog.put_back(lease)
-                await asyncio.sleep(0)
+                await self._yield()
+                now_ms = self._now_ms()
                 continue
-            await self._run(lease, runner, now_ms)
+            lease = self.backlog.take()
+            assert lease is not None
+            now_ms = await self._run(lease, runner, now_ms)
             if contextvars.copy_context() != before:
                 self._spawn(clean)
                 return
@@ -205,14 +217,30 @@ class Executor:
         return now_ms - self._slice_began_ms > YIELD_MS
 
     def _next_slice(self) -> None:
+        """The loop has come round since a job was started. Where jobs wait and no runner is to go on with them by
+        itself, it was its handler that let go of the loop: now others take over."""
         self._slice_began_ms = None
+        if not self._heir:
+            self.wake()
+
+    async def _yield(self) -> None:
+        """One runner goes on in the next round; the others need not all look in to find the time used up again."""
+        if self._heir:
+            await self._rest()
+            return
+        self._heir = True
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._heir = False
 
     async def _rest(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
         await waiter
 
-    async def _run(self, lease: HeldLease, runner: asyncio.Task[None], now_ms: float) -> None:
+    async def _run(self, lease: HeldLease, runner: asyncio.Task[None], now_ms: float) -> float:
+        """Run one job to its end; returns when that was."""
         task = self._tasks[lease.delivery.job_type]
         lease.started_ms = self.started_ms = now_ms
         try:
@@ -220,14 +248,12 @@ class Executor:
         except PayloadMismatch as error:
             lease.ended_ms = now_ms
             self._settle(lease, field_errors(error.problems))
-            return
+            return self._now_ms()
         except Exception as error:  # noqa: BLE001 - a validator of the user's own may raise anything
             lease.ended_ms = now_ms
             self._settle(lease, permanent("invalid_payload", f"{type(error).__name__}: {error}"))
-            return
+            return self._now_ms()
         run = self.runs[lease] = Run(lease, runner, not task.is_async)
-        if self._quiet.is_set():
-            self._quiet.clear()
         if task.arguments.context_name:
             kwargs[task.arguments.context_name] = Context(run, self._reporter, self._wall_ms())
         value: Any = None
@@ -238,19 +264,21 @@ class Executor:
             )
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
             failure = error
-        self._end(run, value, failure)
+        now_ms = self._now_ms()
+        self._end(run, value, failure, now_ms)
         if isinstance(failure, KeyboardInterrupt | GeneratorExit) or (
             self._closing and isinstance(failure, asyncio.CancelledError)
         ):
             raise failure
+        return now_ms
 
-    def _end(self, run: Run, value: Any, failure: BaseException | None) -> None:
+    def _end(self, run: Run, value: Any, failure: BaseException | None, now_ms: float) -> None:
         lease = run.lease
         del self.runs[lease]
         if not self.runs:
             self._quiet.set()
         if run.stop is None:
-            lease.ended_ms = self._now_ms()
+            lease.ended_ms = now_ms
             self._measure(lease.delivery.job_type, lease.ended_ms - lease.started_ms)
         else:
             while run.runner.cancelling():
@@ -258,7 +286,7 @@ class Executor:
         if run.reported:
             return
         run.reported = True
-        lease.ended_ms = lease.ended_ms or self._now_ms()
+        lease.ended_ms = lease.ended_ms or now_ms
         self._settle(lease, resolve(run.stop, run.stop_detail, value, failure))
 
     async def _in_thread(self, run: Run, function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:

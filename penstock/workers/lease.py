@@ -5,36 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from penstock.log.bundler import LinePosition
 from penstock.schemas.messages import Delivery
 
 
-class HeldLease:
+class HeldLease(Struct, eq=False):
     """A lease that this worker holds. Times are the monotonic clock's, ms.
 
     The runtime writes ``started_ms`` and ``ended_ms``; the transport everything else.
     """
 
-    __slots__ = (
-        "cancel_reason", "delivery", "ended_ms", "line", "lost_reason", "on_written", "received_ms",
-        "renew_until_ms", "started_ms",
-    )  # fmt: skip
-
-    def __init__(self, delivery: Delivery, received_ms: float) -> None:
-        self.delivery = delivery
-        self.received_ms = received_ms
-        self.started_ms = 0.0
-        """When its handler was started; 0 while it waits."""
-        self.ended_ms = 0.0
-        self.line = b""
-        """The outcome on its way to the log; empty while there is none."""
-        self.lost_reason = ""
-        """Why it is no longer held; empty while it is."""
-        self.cancel_reason: str | None = None
-        """Why it is to stop, once that was asked for."""
-        self.renew_until_ms = math.inf
-        """Heartbeats name it until then."""
-        self.on_written: Callable[[HeldLease, LinePosition], None] | None = None
+    delivery: Delivery
+    received_ms: float
+    started_ms: float = 0.0
+    """When its handler was started; 0 while it waits."""
+    ended_ms: float = 0.0
+    line: bytes = b""
+    """The outcome on its way to the log; empty while there is none."""
+    lost_reason: str = ""
+    """Why it is no longer held; empty while it is."""
+    cancel_reason: str | None = None
+    """Why it is to stop, once that was asked for."""
+    renew_until_ms: float = math.inf
+    """Heartbeats name it until then."""
+    on_written: Callable[[HeldLease, LinePosition], None] | None = None
 
     @property
     def id(self) -> str:
@@ -49,7 +45,8 @@ class HeldLease:
         """How long its handler has run; 0 while it waits, at least 1 once it runs."""
         if not self.started_ms:
             return 0
-        return max(1, int((self.ended_ms or now_ms) - self.started_ms))
+        run_ms = int((self.ended_ms or now_ms) - self.started_ms)
+        return run_ms if run_ms > 0 else 1
 
     # What the writer of outcomes asks of a line
 

@@ -42,7 +42,8 @@ class LogTransport:
         return self.session.demand()
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
-        self.session.finish(lease, event)
+        if self._session is not None:
+            self._session.finish(lease, event)
 
     async def progress(self, lease: HeldLease, event: Progressed) -> None:
         await self.session.report(lease, event)

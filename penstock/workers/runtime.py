@@ -165,14 +165,14 @@ class Worker:
     def receive(self, leases: Sequence[HeldLease]) -> None:
         """New leases: into the backlog, and what there is no room for goes back."""
         executor = self.executor
-        running = {lease.id for lease in executor.runs}
+        running = {lease.delivery.lease for lease in executor.runs}
         taken: list[HeldLease] = []
         for lease in leases:
             if self._draining:
                 self._settle(lease, GivenBack("shutdown"))
             elif lease.delivery.job_type not in self._tasks:
                 self._settle(lease, GivenBack("no_handler"))
-            elif lease.id in running:
+            elif running and lease.id in running:
                 # It was lost once, and the handler that would not stop still runs.
                 self._settle(lease, GivenBack("still_running"))
             else:

@@ -7,6 +7,7 @@ measured. Pure.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 PREFETCH_MS = 50
@@ -18,28 +19,31 @@ SAMPLES = 128
 EVERY = 32
 
 
+def each(run_ms: float) -> int:
+    """How many leases beyond the one that runs to hold for each slot: a power of two, or none."""
+    fit = int(min(PREFETCH_MS / max(run_ms, 0.001), MAX_PREFETCH))
+    return 1 << fit.bit_length() - 1 if fit else 0
+
+
 class TypeTimes:
     """Run times of one type: the last 128, and the 95th percentile of them."""
 
     __slots__ = ("_samples", "count", "p95_ms")
 
     def __init__(self) -> None:
-        self._samples: list[float] = []
+        self._samples: deque[float] = deque(maxlen=SAMPLES)
         self.count = 0
         self.p95_ms: float | None = None
 
     def add(self, run_ms: float) -> bool:
-        """Take a sample; true when the percentile was computed anew."""
-        samples = self._samples
-        if len(samples) < SAMPLES:
-            samples.append(run_ms)
-        else:
-            samples[self.count % SAMPLES] = run_ms
-        self.count += 1
-        if self.count == MEASURED_FROM or (self.count > MEASURED_FROM and self.count % EVERY == 0):
-            self._measure()
-            return True
-        return False
+        """Take a sample; true when it changed how many should be held for each slot."""
+        self._samples.append(run_ms)
+        self.count = count = self.count + 1
+        if count % EVERY and count != MEASURED_FROM:
+            return False
+        before = self.p95_ms
+        self._measure()
+        return before is None or each(before) != each(self.p95_ms or 0.0)
 
     def slow(self, run_ms: float) -> None:
         """A run that is not over yet takes longer than it should: believe that at once."""
@@ -88,5 +92,4 @@ class RunTimes:
             slowest = max(slowest, p95_ms)
         if not wanted:
             return 0
-        each = int(min(PREFETCH_MS / max(slowest, 0.001), MAX_PREFETCH))
-        return min(MAX_PREFETCH, concurrency * (1 << each.bit_length() - 1)) if each else 0
+        return min(MAX_PREFETCH, concurrency * each(slowest))

@@ -118,6 +118,8 @@ class Session:
         self._full_wanted = False
         self._heard_ms = outlet.now_ms()
         """When the last one of these that was certainly written was sent."""
+        self._ticked_ms = self._heard_ms
+        """The time at the last tick: near enough for what is kept for minutes."""
         self._backlogs: Mapping[str, int] = {}
         self._pool_types = frozenset(f"{profile.pool}/{job_type}" for job_type in profile.types)
 
@@ -209,25 +211,28 @@ class Session:
     def deliver(self, deliveries: Iterable[Delivery]) -> None:
         """Take what is new and for this session; hand it to the recipient in one go."""
         now_ms = self._outlet.now_ms()
+        worker, incarnation, via, held = self.worker, self.incarnation, self.via, self.held
+        finished_line = self.finished.line
+        tombstone = self.tombstones.kind if len(self.tombstones) else None
         fresh: list[HeldLease] = []
         for delivery in deliveries:
             lease_id = delivery.lease
             if (
-                delivery.worker != self.profile.worker
-                or delivery.incarnation != self.profile.incarnation
-                or delivery.via != self.via
-                or lease_id in self.held
+                delivery.worker != worker
+                or delivery.incarnation != incarnation
+                or delivery.via != via
+                or lease_id in held
             ):
                 continue
-            old = self.finished.line(lease_id)
+            old = finished_line(lease_id)
             if old is not None:
                 if old:
                     self._outlet.put(delivery.partition, AgainLine(old))
                 continue
-            kind = self.tombstones.kind(lease_id)
+            kind = tombstone(lease_id) if tombstone else ""
             if kind == "gone":
                 continue
-            lease = self.held[lease_id] = HeldLease(delivery, now_ms)
+            lease = held[lease_id] = HeldLease(delivery, now_ms)
             if kind == "cancel":
                 self.tombstones.forget(lease_id)
                 self.finish(lease, returned(delivery, "cancelled"))
@@ -325,6 +330,7 @@ class Session:
 
     def tick(self, now_ms: float) -> None:
         """Once in a while: what only time brings about."""
+        self._ticked_ms = now_ms
         self.finished.prune(now_ms)
         self.tombstones.prune(now_ms)
         self.settle()
@@ -367,7 +373,7 @@ class Session:
         lease_id = lease.delivery.lease
         if self.held.get(lease_id) is lease:
             del self.held[lease_id]
-        self.finished.remember(lease_id, lease.line, self._outlet.now_ms())
+        self.finished.remember(lease_id, lease.line, self._ticked_ms)
         if self.credits.settling:
             self.touch()
 

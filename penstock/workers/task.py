@@ -17,15 +17,18 @@ import inspect
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from penstock.client.http import DEFAULT_SERVER, AsyncClient, Client, default_client
+from penstock.client.calls import DEFAULT_SERVER
 from penstock.client.requests import JobOptions, request_fields, request_from
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Backoff, Priority
 from penstock.schemas.ids import NAME_PATTERN
 from penstock.workers.arguments import Arguments
 from penstock.workers.errors import TaskInvalid
+
+if TYPE_CHECKING:
+    from penstock.client.http import AsyncClient, Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,6 +110,8 @@ class Task(Generic[P, R]):
         given = cast("JobOptions", job_options)
         if client is not None:
             return client.enqueue(self.name, payload, **given)
+        from penstock.client.http import Client
+
         with Client(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER) as own:
             return own.enqueue(self.name, payload, **given)
 
@@ -126,6 +131,13 @@ class Task(Generic[P, R]):
         about_payload = {name: value for name, value in kwargs.items() if name not in about_job}
         given = {**self.options, **about_job, **(options or {})}
         return self.payload_of(*args, **about_payload), given
+
+
+def default_client() -> AsyncClient:
+    """See :func:`penstock.client.http.default_client`. A worker whose handlers need none loads no HTTP client."""
+    from penstock.client import http
+
+    return http.default_client()
 
 
 @overload

@@ -180,11 +180,12 @@ class Stack:
         partitions: int = 4,
         orchestrators: int = 2,
         nodes: int = 0,
+        shares: int = 1,
         app: Path = TASKS,
     ) -> str:
         """Orchestrators and a projection (or nodes, where there are any), an API and a worker on the log itself.
 
-        Returns the API's address.
+        The partitions are dealt out in ``shares`` parts, and nodes take these by turns. Returns the API's address.
         """
         port = free_port()
         shared = {
@@ -201,7 +202,9 @@ class Stack:
             self.add(name, arguments, settings, f"http://127.0.0.1:{health}/readyz")
 
         for number in range(nodes):
-            add(f"node-{number}", "node", PENSTOCK_PROJECTION_ADDRESS=f"127.0.0.1:{free_port()}")
+            share = f"{number % shares + 1}/{shares}"
+            address = f"127.0.0.1:{free_port()}"
+            add(f"node-{number}", "node", PENSTOCK_PROJECTION_ADDRESS=address, PENSTOCK_SHARE=share)
         if not nodes:
             for number in range(orchestrators):
                 add(f"orchestrator-{number}", "orchestrator")

@@ -59,3 +59,30 @@ def test_a_node_is_killed_and_the_other_leads_and_answers(
             verified = penstock_json("verify", folder=stack.folder, environment=environment)
             assert verified["ok"], verified
             assert all(partition["compared"] for partition in verified["partitions"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_nodes_with_shares_of_the_partitions(
+    kafka_bootstrap: str, unique_namespace: str, tmp_path: Path
+) -> None:
+    """Two nodes have the even partitions and one the odd ones: all is led and answered for, also without one of them."""
+    with Stack(tmp_path) as stack:
+        server = stack.add_kafka_roles(kafka_bootstrap, unique_namespace, nodes=3, shares=2)
+        stack.start()
+        wait_for("the odd ones are led", lambda: leads(stack, "node-1") == 2)
+        wait_for("the even ones are led", lambda: leads(stack, "node-0") + leads(stack, "node-2") == 2)
+        with Load(server) as load:
+            wait_for("jobs come in", lambda: len(load.accepted) > 20)
+            stack["node-0"].kill()
+            wait_for("the other leads the even ones", lambda: leads(stack, "node-2") == 2)
+            assert leads(stack, "node-1") == 2
+            before = len(load.accepted)
+            wait_for("jobs come in", lambda: len(load.accepted) > before + 20)
+        jobs = len(load.accepted)
+        wait_for(
+            "all jobs have ended",
+            lambda: http("GET", f"{server}/api/v1/counts").json["states"] == {"succeeded": jobs},
+            60,
+        )
+        assert len(wait_for("all is folded", lambda: caught_up(server))) == 4

@@ -122,6 +122,59 @@ async def test_a_body_that_is_no_array_is_refused_whole(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+async def test_bad_items_anywhere_leave_the_many_others_alone(api: Bench) -> None:
+    bad = {
+        0: {"type": "no noop"},
+        700: 7,
+        1_499: {"type": "noop", "run_at": "2030-01-01T00:00:00Z", "delay_ms": 1},
+    }
+    items = [bad.get(number, {"type": "noop", "payload": number}) for number in range(1_500)]
+    answer = await api.http.post("/api/v1/jobs/bulk", json=items)
+    found = answer.json()
+    assert (found["accepted"], found["rejected"]) == (1_497, 3)
+    assert {item["index"] for item in found["items"] if item["status"] == "rejected"} == set(bad)
+    assert [error["field"] for error in found["items"][1_499]["errors"]] == ["delay_ms"]
+    job = await api.job(found["items"][1_498]["id"], answer.headers["penstock-position"])
+    assert job["payload"] == 1_498
+
+
+async def test_an_array_that_is_nested_too_deep_is_refused_whole(api: Bench) -> None:
+    json_body = {"content-type": "application/json"}
+    for depth, status in ((60, 200), (63, 400), (100_000, 400)):
+        # Long enough not to pass for shallow at a glance.
+        item = b'{"type":"noop","payload":%s"%s"%s}' % (b"[" * depth, b"x" * 200, b"]" * depth)
+        body = b"[" + item + b',{"type":"noop"}]'
+        answer = await api.http.post("/api/v1/jobs/bulk", content=body, headers=json_body)
+        assert answer.status_code == status
+        if status == 400:
+            assert answer.json()["code"] == "malformed_json"
+    counts = await api.http.get("/api/v1/counts")
+    assert counts.json()["total"] <= 2
+
+
+@pytest.mark.parametrize("headers", [{"content-type": "application/json"}, NDJSON])
+async def test_large_items_are_taken_in_smaller_slices(api: Bench, headers: dict[str, str]) -> None:
+    """More bytes than are worked on without a break, some in items that fill a slice alone."""
+    sizes = [60_000, 10, 60_000, 1, *[20_000] * 60]
+    items = [json.dumps({"type": "noop", "payload": "x" * size}).encode() for size in sizes]
+    body = b"\n".join(items) if headers is NDJSON else b"[" + b",".join(items) + b"]"
+    found = (await api.http.post("/api/v1/jobs/bulk", content=body, headers=headers)).json()
+    assert found["accepted"] == len(sizes)
+    assert [item["index"] for item in found["items"]] == list(range(len(sizes)))
+
+
+async def test_an_array_may_come_in_pieces(api: Bench) -> None:
+    body = json.dumps([{"type": "noop", "payload": "ü" * n} for n in range(40)]).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
+
+    headers = {"content-type": "application/json"}
+    answer = await api.http.post("/api/v1/jobs/bulk", content=pieces(), headers=headers)
+    assert answer.json()["accepted"] == 40
+
+
 async def test_an_empty_call_is_fine(api: Bench) -> None:
     answer = await api.http.post("/api/v1/jobs/bulk", json=[])
     assert answer.json() == {"accepted": 0, "rejected": 0, "unknown": 0, "items": []}

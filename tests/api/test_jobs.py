@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from penstock.api.app import create_app
 from penstock.api.deps import ApiOptions
 from penstock.log.memory import Fault
 from penstock.schemas.errors import ReadBehind
@@ -294,6 +295,46 @@ async def test_a_bug_is_a_500_that_tells_no_secrets(api: Bench) -> None:
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "r1"
+
+
+@pytest.mark.parametrize("address", ["/api/v1/jobs", "/api/v1/jobs/bulk"])
+async def test_a_bug_in_what_is_served_directly_is_the_same_500(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    async with bench(tmp_path, options=ApiOptions(cors_origins=("https://ops.example",))) as api:
+
+        def broken() -> int:
+            raise RuntimeError("secret")
+
+        api.deps.now_ms = broken
+        job = {"type": "noop"}
+        headers = {"x-request-id": "r1", "origin": "https://ops.example"}
+        answer = await api.http.post(address, json=[job] if "bulk" in address else job, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "secret" not in answer.text
+        assert "secret" in caplog.text
+        # A browser may read the error too, and knows the request by one id.
+        assert answer.headers["access-control-allow-origin"] == "https://ops.example"
+        assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]] == ["r1"]
+        counted = (await api.http.get("/metrics")).text
+        assert f'penstock_http_requests_total{{method="POST",route="{address}",status="500"}} 1.0' in counted
+
+
+async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_counted(api: Bench) -> None:
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/jobs", "headers": [], "query_string": b""}
+    await create_app(api.deps)(scope, receive, send)
+    assert [message.get("status") for message in sent] == [400, None]
+    assert (await api.http.get("/api/v1/counts")).json()["total"] == 0
 
 
 async def test_a_log_that_does_not_answer_in_time_is_503_with_the_id(tmp_path: Path) -> None:

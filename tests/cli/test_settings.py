@@ -82,7 +82,8 @@ class TestDefaults:
         ("server", "a"), ("server", "ftp://a"), ("log_level", "loud"), ("log_format", "xml"), ("fsync", "maybe"),
         ("projection_address", "a"), ("cors_origins", "ops.example"), ("cors_origins", "https://a/b"),
         ("max_payload_bytes", 10_000_000), ("concurrency", 0), ("pool", "a b"),
-        ("kafka_security_protocol", "TLS"), ("replication", 0),
+        ("kafka_security_protocol", "TLS"), ("replication", 0), ("share", "2"), ("share", "0/2"), ("share", "3/2"),
+        ("share", "1/2/3"), ("share", "a/2"), ("share", "-1/2"),
     ],
 )  # fmt: skip
 class TestBadValues:
@@ -119,6 +120,24 @@ def test_a_file_that_is_wrong(text: str, message: str):
 def test_a_file_that_is_not_there():
     with pytest.raises(SettingsInvalid, match=r"nope\.toml cannot be read: No such file"):
         load(Path("nope.toml"))
+
+
+class TestShares:
+    def test_the_parts_are_disjoint_and_together_all(self):
+        shares = [load(log="kafka://a:1", partitions=7, share=f"{part}/3").folded for part in (1, 2, 3)]
+        assert sorted(partition for share in shares for partition in share) == list(range(7))
+        assert [len(share) for share in shares] == [3, 2, 2]
+
+    def test_all_is_the_default(self):
+        assert load(log="kafka://a:1").folded == range(16)
+
+    def test_a_share_of_nothing(self):
+        with pytest.raises(SettingsInvalid, match="share 3/3 is none of 2 partitions"):
+            load(log="kafka://a:1", partitions=2, share="3/3")
+
+    def test_an_embedded_log_has_one_process(self):
+        with pytest.raises(SettingsInvalid, match="share is for processes on Kafka"):
+            load(share="1/2")
 
 
 class TestKafka:

@@ -11,9 +11,14 @@ import msgspec
 import pydantic
 import pytest
 
+from penstock.client.enqueued import enqueued_event, enqueued_fields, line_of
+from penstock.client.enqueued import event_of as event_of_fields
 from penstock.client.requests import (
+    JobRequest,
+    all_shallow,
+    check_json,
     decode_request,
-    enqueued_event,
+    decode_requests,
     fields_of,
     request_fields,
     request_from,
@@ -109,6 +114,44 @@ def test_a_value_that_is_not_allowed_names_its_field(body: bytes, field: str):
 def test_what_is_not_json_is_malformed(body: bytes):
     with pytest.raises(MalformedJson):
         decode_request(body)
+
+
+GOOD = [
+    b'{"type":"t"}',
+    b'{"type":"t","payload":{"a":[1,"\xc3\xa9"]},"id":"mine","trace":"x"}',
+    b'{"type":"t","payload":"' + b"[" * 500 + b'"}',
+    b'{"type":"t","type":"u","queue":"default","run_at":"2026-01-01T00:00:00Z","backoff":{"base_ms":700000}}',
+]
+
+
+def test_many_bodies_are_read_as_each_by_itself():
+    assert decode_requests(GOOD) == [decode_request(body) for body in GOOD]
+    assert decode_requests([]) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'{"type":"t"} x', b'{"type":"\xff"}', b'{"type":"t","payload":"\\ud800"}',
+        b'{"type":"t","payload":' + b"[" * 64 + b"]" * 64 + b"}", b'{"type":"t","payload":' + b"[" * 100_000,
+        b'{"type":"t t"}', b'{"colour":1,"type":"t"}', b'{"type":"t","id":".."}', b'{"type":"t"},{"type":"t"}',
+    ],
+)  # fmt: skip
+def test_many_bodies_of_which_one_is_refused_are_read_one_by_one(body: bytes):
+    with pytest.raises((InvalidField, MalformedJson)):
+        decode_request(body)
+    assert decode_requests([*GOOD, body, *GOOD]) is None
+
+
+@pytest.mark.parametrize("depth", [1, 62, 63, 64, 65, 200])
+@pytest.mark.parametrize("pad", [b"", b" " * 200])
+def test_items_that_look_shallow_make_no_array_that_is_too_deep(depth: int, pad: bytes):
+    item = b"[" * depth + pad + b"]" * depth
+    if all_shallow([b"1", item]):
+        check_json(b"[1," + item + b"]")
+    if depth >= 64:
+        with pytest.raises(MalformedJson):
+            check_json(b"[1," + item + b"]")
 
 
 def test_brackets_in_strings_are_no_depth():
@@ -223,3 +266,32 @@ class TestFields:
     def test_what_json_cannot_say_is_refused(self, payload: Any):
         with pytest.raises(InvalidField, match="payload"):
             request_fields("t", payload)
+
+
+@pytest.mark.parametrize("body", [
+    {"type": "t"},
+    {"type": "t", "payload": {"a": "line\nline"}, "metadata": {"m": None}},
+    {"type": "t", "payload": None, "priority": "high", "pool": "gpu", "queue": "q", "tags": ["a", "b"]},
+    {"type": "t", "run_at": "2026-01-01T00:00:00Z", "delay_ms": 3, "timeout_ms": 4, "max_attempts": 9},
+    {"type": "t", "expires_at": "2027-01-01T00:00:00.5Z", "backoff": {"kind": "fixed"}},
+])  # fmt: skip
+def test_a_line_made_of_fields_is_the_event_s(body: dict[str, Any]):
+    request, hashed = decode_request(json.dumps(body, indent=1).encode())
+    fields = enqueued_fields(request, "j", hashed, 7, "acme", "api", "00-ab", 1_000)
+    event = event_of_fields(fields)
+    assert event == enqueued_event(
+        request, job_id="j", hashed=hashed, at_ms=7, tenant="acme", actor="api", trace="00-ab"
+    )
+    assert line_of(fields) == encode_line(event)
+    assert decode_line(line_of(fields)) == event
+    assert b"\n" not in line_of(fields)
+
+
+def test_what_was_not_given_takes_no_room_on_the_line():
+    fields = enqueued_fields(JobRequest(type="t"), "j", "h", 7, "default", "", "", 1_000)
+    line = {"type": "Enqueued", "id": "enq.j", "at": 7, "job": "j", "job_type": "t", "request_hash": "h"}
+    assert json.loads(line_of(fields)) == line
+    assert decode_line(line_of(fields)) == Enqueued(
+        id="enq.j", at=7, job="j", job_type="t", request_hash="h", queue="default", pool="default",
+        priority="normal", max_attempts=5, backoff=Backoff(),
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -37,8 +37,17 @@ class Bench:
         self.log, self.namespace, self.topics, self.folder = log, namespace, namespace.topics, folder
         self.bundler = Bundler(log, self.topics.jobs)
 
-    def orchestrator(self, name: str = "one", *, settle_ms: int = 0) -> Orchestrator:
-        return Orchestrator(self.log, self.namespace, self.folder / name, name=name, settle_ms=settle_ms)
+    def orchestrator(
+        self, name: str = "one", *, settle_ms: int = 0, partitions: Sequence[int] | None = None
+    ) -> Orchestrator:
+        return Orchestrator(
+            self.log,
+            self.namespace,
+            self.folder / name,
+            name=name,
+            settle_ms=settle_ms,
+            partitions=partitions,
+        )
 
     async def enqueue(self, job: str = "", *, partition: int | None = None, **fields: object) -> str:
         job = job or ulid(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10)))
@@ -100,6 +109,48 @@ async def test_a_job_goes_all_the_way(bench: Bench) -> None:
         assert all(delivery.attempt == 1 and int(delivery.fence) >= 0 for delivery in worker.delivered)
         # On a slow machine one may be delivered again.
         assert {msgspec.json.decode(delivery.payload)["n"] for delivery in worker.delivered} == set(range(20))
+
+
+async def test_orchestrators_that_share_the_partitions_out(bench: Bench) -> None:
+    """Each leads what it follows and nothing else; a misrouted line finds its way from one to the other."""
+    jobs = [ulid(number, number << 3) for number in range(40)]
+    strays = [ulid(number, number << 3) for number in range(40, 60)]
+    shares = [range(part, 4, 2) for part in (0, 1)]
+    async with (
+        bench.orchestrator("a", partitions=shares[0]) as first,
+        bench.orchestrator("b", partitions=shares[1]) as second,
+        ModelWorker(bench.log, bench.topics, "w1") as worker,
+    ):
+        for job in jobs:
+            await bench.enqueue(job)
+        for job in strays:
+            await bench.enqueue(job, partition=(partition_of(job, 4) + 1) % 4)
+
+        def all_ended() -> bool:
+            found = [
+                one.machine.partitions[home].store.job(f"default/{job}")
+                for job in (*jobs, *strays)
+                for home in (partition_of(job, 4),)
+                for one in (first, second)
+                if home in one.machine.partitions
+            ]
+            return all(job is not None and job.state == "succeeded" for job in found)
+
+        await until(all_ended, first)
+        for one, share in zip((first, second), shares, strict=True):
+            assert {machine.number for machine in one.machine.leading} == set(share)
+        assert {delivery.job for delivery in worker.delivered} == {*jobs, *strays}
+
+
+async def test_a_share_is_taken_over_by_who_has_the_same(bench: Bench) -> None:
+    async with (
+        bench.orchestrator("a", partitions=(1, 3)) as standby,
+        bench.orchestrator("other", partitions=(0, 2)),
+    ):
+        async with bench.orchestrator("b", partitions=(1, 3), settle_ms=1_200) as leader:
+            await until(lambda: len(standby.machine.leading) + len(leader.machine.leading) == 2, standby)
+        await until(lambda: len(standby.machine.leading) == 2, standby)
+        assert {machine.number for machine in standby.machine.leading} == {1, 3}
 
 
 async def test_delays_retries_and_dead_letters(bench: Bench) -> None:

@@ -96,7 +96,7 @@ def owe_no_dead_letters_after_takeover(patch: pytest.MonkeyPatch) -> None:
 
 def drop_refused_proposals(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "CLEAR_SKY_MS", 60_000)
-    patch.setattr(Backlog, "put_back", lambda self, job: None)
+    patch.setattr(Backlog, "put_back", lambda self, key, job: None)
 
 
 def load_no_timers(patch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ FLOOR = {
     "LeaseExpired applied": 10,
     "Enqueued misrouted": 5,
     "Forwarded applied": 5,
-    "line quarantined": 5,
+    "line quarantined": 2,
     "append written_unknown": 4,
     "append late_unknown": 4,
     "reads of own writes": 8,

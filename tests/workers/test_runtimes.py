@@ -70,3 +70,12 @@ def test_a_type_that_became_slow_is_believed_at_once() -> None:
     times = measured(a=0.1)
     times.slow("a", 700.0)
     assert times.prefetch(10, {"a"}) == 0
+
+
+def test_only_what_changes_the_prefetch_is_worth_looking_at_it_anew() -> None:
+    times = RunTimes()
+    told = [times.add("a", 0.1) for _ in range(256)]
+    assert [number for number, changed in enumerate(told, 1) if changed] == [MEASURED_FROM]
+    told = [times.add("a", 20.0) for _ in range(256)]
+    assert told.count(True) == 1
+    assert times.prefetch(1, {"a"}) == 2

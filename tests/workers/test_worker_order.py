@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from penstock.schemas.events import Returned
 from penstock.workers.task import task
@@ -91,3 +92,63 @@ async def test_concurrency_is_the_most_that_runs_at_once() -> None:
         transport.give(*(job("counted", f"0.1.{number}") for number in range(30)))
         await until(lambda: len(transport.outcomes) == 30)
     assert most == 3
+
+
+async def test_every_slot_is_used_when_handlers_wait() -> None:
+    async with running(sleeps, concurrency=30) as (transport, worker):
+        transport.give(*(job("sleeps", f"0.1.{number}") for number in range(30)))
+        await until(lambda: worker.busy == 30)
+        assert transport.outcomes == {}
+
+
+async def test_a_free_slot_takes_over_while_a_handler_waits() -> None:
+    release = asyncio.Event()
+
+    @task
+    async def waits() -> None:
+        await release.wait()
+
+    async with running(waits, double, concurrency=2) as (transport, worker):
+        roomy(worker, *worker.profile.types)
+        transport.give(job("waits", "gate"), *(job("double", f"0.1.{n}", {"n": n}) for n in range(20)))
+        await until(lambda: len(transport.outcomes) == 20)
+        assert "gate" not in transport.outcomes
+        release.set()
+        await transport.succeeded("gate")
+
+
+async def test_handlers_that_wait_for_nothing_are_run_one_after_the_other_by_the_same_runner() -> None:
+    runners: set[object] = set()
+
+    @task
+    async def who() -> None:
+        runners.add(asyncio.current_task())
+
+    async with running(who, concurrency=20) as (transport, worker):
+        roomy(worker, "who")
+        transport.give(*(job("who", f"0.1.{number}") for number in range(500)))
+        await until(lambda: len(transport.outcomes) == 500)
+    assert len(runners) == 1
+
+
+async def test_slots_are_found_again_after_the_time_of_a_round_was_used_up() -> None:
+    """Handlers that keep the loop and then wait: who steps back for the others must not be forgotten."""
+    running_now = 0
+    most = 0
+
+    @task
+    async def heavy() -> None:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        until_s = time.monotonic() + 0.006
+        while time.monotonic() < until_s:
+            pass
+        await asyncio.sleep(0.05)
+        running_now -= 1
+
+    async with running(heavy, concurrency=4) as (transport, worker):
+        roomy(worker, "heavy")
+        transport.give(*(job("heavy", f"0.1.{number}") for number in range(24)))
+        await until(lambda: len(transport.outcomes) == 24)
+    assert most == 4
