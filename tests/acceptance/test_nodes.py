@@ -66,7 +66,7 @@ def test_a_node_is_killed_and_the_other_leads_and_answers(
 def test_nodes_with_shares_of_the_partitions(
     kafka_bootstrap: str, unique_namespace: str, tmp_path: Path
 ) -> None:
-    """Two nodes have the even partitions and one the odd ones: all is led and answered for, also without one of them."""
+    """Two nodes have the even partitions, one the odd ones: all is led and answered for, with one of them gone too."""
     with Stack(tmp_path) as stack:
         server = stack.add_kafka_roles(kafka_bootstrap, unique_namespace, nodes=3, shares=2)
         stack.start()
