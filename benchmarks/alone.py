@@ -32,13 +32,14 @@ REPLAY_JOBS = 100_000
 READS = 300
 """Of each kind."""
 SHAPES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("4 partitions, a node, a worker", {"partitions": 4}),
+    ("4 partitions, a node, a worker", {}),
     ("16 partitions, a node, a worker", {"partitions": 16}),
     ("32 partitions, a node, a worker", {"partitions": 32}),
-    ("16 partitions, 2 nodes, a worker", {"nodes": 2}),
-    ("16 partitions, a node, 2 workers", {"workers": 2}),
-    ("16 partitions, 2 nodes, 2 workers", {"nodes": 2, "workers": 2}),
-    ("16 partitions, orchestrator and projection apart, a worker", {"apart": True}),
+    ("4 partitions, 2 nodes that both have all of them, a worker", {"nodes": 2}),
+    ("4 partitions, 2 nodes that have half of them each, a worker", {"nodes": 2, "shares": 2}),
+    ("4 partitions, a node, 2 workers", {"workers": 2}),
+    ("4 partitions, 2 nodes that have half of them each, 2 workers", {"nodes": 2, "shares": 2, "workers": 2}),
+    ("4 partitions, orchestrator and projection apart, a worker", {"apart": True}),
 )
 
 

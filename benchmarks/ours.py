@@ -24,7 +24,8 @@ READY_TIMEOUT_S = 180.0
 class Penstock(Served):
     """A namespace of its own on a broker: nodes, an API and workers, a process each.
 
-    A node is orchestrator and read model over one fold; ``apart`` has a process each of those instead.
+    A node is orchestrator and read model over one fold; ``apart`` has a process each of those instead. The partitions
+    are dealt out in ``shares`` parts, which nodes take by turns.
     """
 
     name = "Penstock"
@@ -35,6 +36,7 @@ class Penstock(Served):
         *,
         partitions: int = PARTITIONS,
         nodes: int = 1,
+        shares: int = 1,
         workers: int = 1,
         apart: bool = False,
     ) -> None:
@@ -51,8 +53,9 @@ class Penstock(Served):
             "PENSTOCK_WORK_PARTITIONS": str(WORK_PARTITIONS),
             "PENSTOCK_LOG_LEVEL": "warning",
         }
-        for name in self.leaders:
-            self._add(name, name.partition("-")[0], **({} if apart else _reachable()))
+        for number, name in enumerate(self.leaders):
+            share = {"PENSTOCK_SHARE": f"{number % shares + 1}/{shares}"}
+            self._add(name, name.partition("-")[0], **share, **({} if apart else _reachable()))
         if apart:
             self._add("projection", "projection", **_reachable())
         own = {**self._shared, "PENSTOCK_NAME": "api"}

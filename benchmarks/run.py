@@ -95,7 +95,7 @@ def _systems(broker: Broker, peers: Sequence[type[Peer]], stack: ExitStack) -> l
     servers = {
         kind: stack.enter_context(kind()) for kind in dict.fromkeys(peer.server_type for peer in peers)
     }
-    systems: list[System] = [stack.enter_context(closing(Penstock(broker)))]
+    systems: list[System] = [stack.enter_context(closing(Penstock(broker, nodes=2, shares=2)))]
     if not QUICK:
         systems.append(stack.enter_context(closing(PenstockDev())))
     return systems + [stack.enter_context(closing(peer(servers[peer.server_type]))) for peer in peers]

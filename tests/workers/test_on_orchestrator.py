@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from penstock.core.job import TERMINAL, Job
 from penstock.log.bundler import Bundler
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import Namespace, open_namespace
+from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.service import Orchestrator
 from penstock.schemas.codec import encode_line
 from penstock.schemas.events import CancelRequested
@@ -37,8 +38,17 @@ class World:
         self.orchestrators: list[Orchestrator] = []
         self.workers: list[Worker] = []
 
-    async def orchestrator(self, name: str = "o1", settle_ms: int = 0) -> Orchestrator:
-        made = Orchestrator(self.log, self.namespace, self._folder / name, name=name, settle_ms=settle_ms)
+    async def orchestrator(
+        self, name: str = "o1", settle_ms: int = 0, partitions: Sequence[int] | None = None
+    ) -> Orchestrator:
+        made = Orchestrator(
+            self.log,
+            self.namespace,
+            self._folder / name,
+            name=name,
+            settle_ms=settle_ms,
+            partitions=partitions,
+        )
         self.orchestrators.append(await self._stack.enter_async_context(made))
         return made
 
@@ -58,16 +68,20 @@ class World:
             await self.bundler.append_many(partition, found)
         return jobs
 
+    def _home(self, job: str) -> PartitionMachine:
+        """The job's partition, as the first orchestrator that follows it has it."""
+        number = partition_of(job, self.namespace.topics.partitions)
+        found = (one.machine.partitions.get(number) for one in self.orchestrators)
+        return next(machine for machine in found if machine is not None)
+
     def job(self, job: str) -> Job:
-        partitions = self.orchestrators[0].machine.partitions
-        found = partitions[partition_of(job, len(partitions))].store.job(f"default/{job}")
+        found = self._home(job).store.job(f"default/{job}")
         assert found is not None
         return found
 
     def started(self, job: str) -> bool:
         """Whether the leader knows that the job's handler runs."""
-        partitions = self.orchestrators[0].machine.partitions
-        lease = partitions[partition_of(job, len(partitions))].lease_of(f"default/{job}")
+        lease = self._home(job).lease_of(f"default/{job}")
         return lease is not None and lease.run_ms > 0
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -75,9 +89,8 @@ class World:
 
     async def ended(self, *jobs: str) -> list[Job]:
         def all_ended() -> bool:
-            partitions = self.orchestrators[0].machine.partitions
             for job in jobs:
-                found = partitions[partition_of(job, len(partitions))].store.job(f"default/{job}")
+                found = self._home(job).store.job(f"default/{job}")
                 if found is None or found.state not in TERMINAL:
                     return False
             return True
@@ -258,17 +271,9 @@ async def test_c1_one_slot_serves_two_orchestrators(world: World) -> None:
         await asyncio.sleep(0.005)
         now -= 1
 
-    await world.orchestrator("o1", settle_ms=300)
-    await world.orchestrator("o2", settle_ms=300)
-
-    def shared() -> bool:
-        leading = [
-            sum(machine.role == "leading" for machine in orchestrator.machine.partitions.values())
-            for orchestrator in world.orchestrators
-        ]
-        return sum(leading) == 4 and all(leading)
-
-    await world.until(shared)
+    await world.orchestrator("o1", partitions=(0, 2))
+    await world.orchestrator("o2", partitions=(1, 3))
+    await world.until(lambda: [len(one.machine.leading) for one in world.orchestrators] == [2, 2])
     worker = await world.worker(one, concurrency=1)
     jobs = await world.enqueue("one", 60)
     found = await world.ended(*jobs)
