@@ -11,7 +11,7 @@ import uuid
 
 from benchmarks.served import CONCURRENCY, TASKS, Served
 from penstock import __version__
-from tests.acceptance.processes import ROOT, Role, free_port
+from tests.acceptance.processes import ROOT, Role, free_port, http
 from tests.kafka_broker import Broker
 from tests.kafka_jars import KAFKA_VERSION
 
@@ -93,6 +93,14 @@ class Penstock(Served):
             role.start()
         for role in self.service:
             role.wait_ready(READY_TIMEOUT_S)
+
+    def caught_up(self) -> bool:
+        """Whether somebody answers for every partition, folded to the log's end."""
+        answer = http("GET", f"{self.server}/api/v1/partitions", timeout_s=60)
+        items = answer.json["items"] if answer.status == 200 else []
+        return len(items) == self.partitions and all(
+            item["next_offset"] == item["end_offset"] > 0 for item in items
+        )
 
     def end_round(self) -> None:
         for role in reversed(self.service):
