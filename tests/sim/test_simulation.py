@@ -16,7 +16,7 @@ from tests.sim.weather import Weather
 from tests.sim.worlds import WHOLE_EVERY, play
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SIM_SEEDS", "500"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "2000"))
 CHUNK = 20
 CHUNKS = 4
 
