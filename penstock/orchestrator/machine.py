@@ -153,7 +153,7 @@ class OrchestratorMachine:
         """
         if self._folded:
             self._folded, self._folded_ms = False, now.mono_ms
-        behind = [machine for machine in self.partitions.values() if machine.behind]
+        behind = [machine for machine in self.partitions.values() if machine.store.behind]
         due = [machine for machine in behind if machine.store.awaited or machine.store.touched >= MOST_ROWS]
         if not due and behind:
             oldest = min(behind, key=lambda machine: machine.committed_ms)
@@ -180,7 +180,7 @@ class OrchestratorMachine:
         if turn_ms is not None:
             wait = min(wait, turn_ms - now.mono_ms)
         for machine in self.partitions.values():
-            if readers_wait_ms is not None and machine.behind:
+            if readers_wait_ms is not None and machine.store.behind:
                 wait = min(wait, self._readers_due_ms(machine, readers_wait_ms) - now.mono_ms)
             timer_ms = machine.next_timer_ms()
             if timer_ms is not None:

@@ -102,11 +102,6 @@ class PartitionMachine:
         if full or (store.touched and now.mono_ms - self.committed_ms >= COMMIT_EVERY_MS):
             self.commit_at(now)
 
-    @property
-    def behind(self) -> bool:
-        """Whether anything is folded that those who read the store do not see."""
-        return self.store.next_offset != self.store.committed_offset
-
     def commit_at(self, now: Now) -> None:
         """As :meth:`commit`, and note when."""
         self.commit()

@@ -90,7 +90,7 @@ def rows_of(job: Job | None) -> tuple[_Row, ...]:
 def _rows(job: Job, key: bytes) -> list[_Row]:
     rows: list[_Row] = []
     if job.state == "ready":
-        rows.append((BACKLOG, lane_of(job).prefix + job.order.to_bytes(_ORDER_BYTES, "big") + key, b""))
+        rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order) + key, b""))
     elif job.state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
     elif job.state == "dead" and not job.dead_lettered:

@@ -92,7 +92,7 @@ class Projector:
     @property
     def dirty(self) -> bool:
         """Whether anything is folded that is not committed."""
-        return self.store.next_offset != self.store.committed_offset
+        return self.store.behind
 
     def fold(self, record: Record) -> None:
         """Fold one record in memory. Raises UnknownRules."""

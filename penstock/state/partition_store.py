@@ -255,11 +255,14 @@ class PartitionStore:
         return self._fold.state
 
     @property
+    def behind(self) -> bool:
+        """Whether anything is folded that is not committed, so that those who read the store do not see it."""
+        return self.next_offset != self._committed_offset
+
+    @property
     def awaited(self) -> bool:
         """Whether somebody waits for a commit of what is folded."""
-        return self.next_offset != self._committed_offset and any(
-            view.awaited for view in self._views.values()
-        )
+        return self.behind and any(view.awaited for view in self._views.values())
 
     @property
     def touched(self) -> int:

@@ -13,6 +13,15 @@ from tests.waiting import wait_for
 NODES = ("node-0", "node-1")
 
 
+def wait_for_all(server: str, jobs: int) -> None:
+    """Until so many have succeeded, and there are no others."""
+    wait_for(
+        "all jobs have ended",
+        lambda: http("GET", f"{server}/api/v1/counts").json["states"] == {"succeeded": jobs},
+        60,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_node_is_killed_and_the_other_leads_and_answers(
@@ -31,11 +40,7 @@ def test_a_node_is_killed_and_the_other_leads_and_answers(
                 stack[victim].start().wait_ready()
                 run_probe(server, f"probe-{number}")
         jobs = len(load.accepted) + 4
-        wait_for(
-            "all jobs have ended",
-            lambda: http("GET", f"{server}/api/v1/counts").json["states"] == {"succeeded": jobs},
-            60,
-        )
+        wait_for_all(server, jobs)
         assert stack["worker"].stop() == 0
         assert stack["node-0"].stop() == 0
         wait_for("the other leads all", lambda: leads(stack, "node-1") == 4)
@@ -80,9 +85,5 @@ def test_nodes_with_shares_of_the_partitions(
             before = len(load.accepted)
             wait_for("jobs come in", lambda: len(load.accepted) > before + 20)
         jobs = len(load.accepted)
-        wait_for(
-            "all jobs have ended",
-            lambda: http("GET", f"{server}/api/v1/counts").json["states"] == {"succeeded": jobs},
-            60,
-        )
+        wait_for_all(server, jobs)
         assert len(wait_for("all is folded", lambda: caught_up(server))) == 4

@@ -90,7 +90,7 @@ def test_readers_see_what_was_folded_once_nothing_more_comes() -> None:
     assert machine.commit_for_readers(desk.now(), 1_000) == 0
     desk.time_ms += 1
     assert machine.commit_for_readers(desk.now(), 1_000) == 1
-    assert not partition.behind
+    assert not partition.store.behind
 
 
 def test_where_more_and_more_comes_they_see_it_after_a_while() -> None:
@@ -130,8 +130,8 @@ def test_partitions_are_committed_one_by_one_the_oldest_first() -> None:
     desk.time_ms += 1_000
     order: list[int] = []
     for _ in range(3):
-        before = {number for number, one in machine.partitions.items() if one.behind}
+        before = {number for number, one in machine.partitions.items() if one.store.behind}
         assert machine.commit_for_readers(desk.now(), 500) == 1
-        order += before - {number for number, one in machine.partitions.items() if one.behind}
+        order += before - {number for number, one in machine.partitions.items() if one.store.behind}
     assert order == [0, 1, 2]
     assert machine.commit_for_readers(desk.now(), 500) == 0

@@ -30,3 +30,17 @@ def roomy(worker: Worker, *types: str) -> None:
     for job_type in types:
         for _ in range(MEASURED_FROM):
             worker._measure(job_type, 1.0)  # pyright: ignore[reportPrivateUsage]  # as if measured
+
+
+class AtOnce:
+    """Entered by handlers for as long as they run: how many do at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        self.now -= 1

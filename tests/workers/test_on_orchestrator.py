@@ -29,6 +29,7 @@ from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import task
 from tests.waiting import until
+from tests.workers.bench import AtOnce
 
 
 class World:
@@ -261,15 +262,12 @@ async def test_b6_a_timeout_ends_the_attempt(world: World) -> None:
 
 
 async def test_c1_one_slot_serves_two_orchestrators(world: World) -> None:
-    now, most = 0, 0
+    at_once = AtOnce()
 
     @task(name="one")
     async def one() -> None:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        await asyncio.sleep(0.005)
-        now -= 1
+        with at_once:
+            await asyncio.sleep(0.005)
 
     await world.orchestrator("o1", partitions=(0, 2))
     await world.orchestrator("o2", partitions=(1, 3))
@@ -279,5 +277,5 @@ async def test_c1_one_slot_serves_two_orchestrators(world: World) -> None:
     found = await world.ended(*jobs)
     assert {job.state for job in found} == {"succeeded"}
     assert {job.attempt for job in found} == {1}
-    assert most == 1
+    assert at_once.most == 1
     assert worker.busy == 0

@@ -8,7 +8,7 @@ import time
 from penstock.schemas.events import Returned
 from penstock.workers.task import task
 from tests.waiting import until
-from tests.workers.bench import job, roomy, running
+from tests.workers.bench import AtOnce, job, roomy, running
 
 
 @task
@@ -76,22 +76,18 @@ async def test_c2_capacity_grows_with_short_jobs_and_shrinks_when_they_get_stuck
 
 
 async def test_concurrency_is_the_most_that_runs_at_once() -> None:
-    running_now = 0
-    most = 0
+    at_once = AtOnce()
 
     @task
     async def counted() -> None:
-        nonlocal running_now, most
-        running_now += 1
-        most = max(most, running_now)
-        await asyncio.sleep(0.001)
-        running_now -= 1
+        with at_once:
+            await asyncio.sleep(0.001)
 
     async with running(counted, concurrency=3) as (transport, worker):
         roomy(worker, *worker.profile.types)
         transport.give(*(job("counted", f"0.1.{number}") for number in range(30)))
         await until(lambda: len(transport.outcomes) == 30)
-    assert most == 3
+    assert at_once.most == 3
 
 
 async def test_every_slot_is_used_when_handlers_wait() -> None:
@@ -133,22 +129,18 @@ async def test_handlers_that_wait_for_nothing_are_run_one_after_the_other_by_the
 
 async def test_slots_are_found_again_after_the_time_of_a_round_was_used_up() -> None:
     """Handlers that keep the loop and then wait: who steps back for the others must not be forgotten."""
-    running_now = 0
-    most = 0
+    at_once = AtOnce()
 
     @task
     async def heavy() -> None:
-        nonlocal running_now, most
-        running_now += 1
-        most = max(most, running_now)
-        until_s = time.monotonic() + 0.006
-        while time.monotonic() < until_s:
-            pass
-        await asyncio.sleep(0.05)
-        running_now -= 1
+        with at_once:
+            until_s = time.monotonic() + 0.006
+            while time.monotonic() < until_s:
+                pass
+            await asyncio.sleep(0.05)
 
     async with running(heavy, concurrency=4) as (transport, worker):
         roomy(worker, "heavy")
         transport.give(*(job("heavy", f"0.1.{number}") for number in range(24)))
         await until(lambda: len(transport.outcomes) == 24)
-    assert most == 4
+    assert at_once.most == 4
