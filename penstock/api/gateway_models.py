@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
 
-from penstock.schemas.events import DurationMs, EventId, JobId, Name, Short
+from penstock.schemas.events import DurationMs, EventId, Short
+from penstock.schemas.names import CheckedJobId, CheckedName
 
 WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
 LeaseMs = Annotated[int, Meta(ge=1_000, le=86_400_000)]
-Types = Annotated[list[Name], Meta(min_length=1, max_length=1_000)]
+Types = Annotated[list[CheckedName], Meta(min_length=1, max_length=1_000)]
 
 
 class NamedLease(Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +29,7 @@ class FetchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     worker: WorkerName
     types: Types
-    pool: Name = "default"
+    pool: CheckedName = "default"
     max: Annotated[int, Meta(ge=1, le=1_000)] = 1
     wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 10_000
     lease_ms: LeaseMs = 30_000
@@ -69,7 +70,7 @@ class ProgressedReport(
 ):
     """How far the job is. ``seq`` must grow within a lease; it is filled in when left out."""
 
-    job: JobId
+    job: CheckedJobId
     lease: EventId
     percent: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
     message: str = ""
@@ -82,7 +83,7 @@ class SucceededReport(
 ):
     """The job is done."""
 
-    job: JobId
+    job: CheckedJobId
     lease: EventId
     result: Any = None
     run_ms: DurationMs | None = None
@@ -102,7 +103,7 @@ class FailedReport(
 ):
     """The attempt failed. ``retry_after_ms`` overrides the job's backoff."""
 
-    job: JobId
+    job: CheckedJobId
     lease: EventId
     error: ErrorReport
     retry_after_ms: DurationMs | None = None
@@ -114,7 +115,7 @@ class ReturnedReport(
 ):
     """The job is given back unfinished; it costs no attempt."""
 
-    job: JobId
+    job: CheckedJobId
     lease: EventId
     reason: Short = ""
 

@@ -16,7 +16,8 @@ from penstock.client.requests import JobRequest, decode_request, decode_requests
 from penstock.core.job import State
 from penstock.projections.port import CountRow, JobView, QuarantinedItem
 from penstock.schemas.errors import InvalidField, PenstockError
-from penstock.schemas.events import Name, TimeMs
+from penstock.schemas.events import TimeMs
+from penstock.schemas.names import CheckedName
 
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
@@ -121,8 +122,8 @@ class ListQuery(ReadQuery, frozen=True):
     """Filters and paging of the job list."""
 
     state: State | None = None
-    queue: Name | None = None
-    type: Name | None = None
+    queue: CheckedName | None = None
+    type: CheckedName | None = None
     limit: Limit = 50
     cursor: Cursor = ""
 

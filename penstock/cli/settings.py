@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from penstock.client.calls import DEFAULT_SERVER
 from penstock.core.job import MAX_VERB_AGE_MS, TERMINAL
 from penstock.schemas.errors import SettingsInvalid
-from penstock.schemas.events import NAME_PATTERN
+from penstock.schemas.ids import NAME_PATTERN
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES
 from penstock.schemas.topics import Topics
 

@@ -21,8 +21,9 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from penstock.core.job_state import State
 from penstock.schemas.codec import check_utf8, depth_of
 from penstock.schemas.errors import InvalidField, MalformedJson, Undecodable
-from penstock.schemas.events import PRIORITIES, Backoff, DurationMs, JobId, Name, Priority, Short
+from penstock.schemas.events import PRIORITIES, Backoff, DurationMs, Priority, Short
 from penstock.schemas.limits import MAX_DEPTH, MAX_TAGS
+from penstock.schemas.names import CheckedJobId, CheckedName
 
 NOT_HASHED = frozenset({"id", "trace", "at"})
 """Fields that two sendings of one request may differ in."""
@@ -82,13 +83,13 @@ class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     A field that is null is as one not given.
     """
 
-    type: Name
+    type: CheckedName
     payload: Any = None
-    id: JobId | None = None
-    queue: Name | None = None
-    pool: Name | None = None
+    id: CheckedJobId | None = None
+    queue: CheckedName | None = None
+    pool: CheckedName | None = None
     priority: Priority | None = None
-    tags: Annotated[tuple[Name, ...], Meta(max_length=MAX_TAGS)] | None = None
+    tags: Annotated[tuple[CheckedName, ...], Meta(max_length=MAX_TAGS)] | None = None
     metadata: dict[str, Any] | None = None
     run_at: Moment | None = None
     delay_ms: DurationMs | None = None

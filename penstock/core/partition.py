@@ -166,40 +166,30 @@ class PartitionFold:
 
     def _event(self, position: int, time_ms: int, line: bytes, event: ev.AnyEvent) -> Folded:
         folded = Folded(position, time_ms, line, event, "illegal")
-        state = self._rows.state
-        self._decide(event, folded, state)
+        rules, state, kind = self._rules, self._rows.state, type(event)
+        if kind not in rules.types:
+            folded.reason = f"{kind.__name__} is not in force under rules {state.rules}"
+        elif not event.id and kind is not ev.Enqueued:
+            folded.reason = "the event has no id"
+        elif kind in rules.leader_types and (event.epoch != state.epoch or event.epoch < 0):
+            folded.outcome, folded.reason = "stale", "written by one that does not lead"
+        elif kind in rules.job_types:
+            key = folded.key = job_key(event.tenant, event.job)
+            held = self._rows.hold(key)
+            # What is known here belongs here, and needs no second look.
+            if (held.job is not None or not self._elsewhere(event, folded)) and (
+                not event.origin or self._first_copy(event.origin, folded)
+            ):
+                self._decide(event, folded, held, Place(self._base + position, time_ms), rules)
+        else:
+            self._partition_event(event, folded)
         if folded.outcome == "applied":
             state.accepted += 1
         else:
             state.refused += 1
         return folded
 
-    def _decide(self, event: ev.AnyEvent, folded: Folded, state: PartitionState) -> None:
-        kind = type(event)
-        if kind not in self._rules.types:
-            folded.reason = f"{kind.__name__} is not in force under rules {state.rules}"
-        elif not event.id and kind is not ev.Enqueued:
-            folded.reason = "the event has no id"
-        elif event.leader_only and (event.epoch != state.epoch or event.epoch < 0):
-            folded.outcome, folded.reason = "stale", "written by one that does not lead"
-        elif isinstance(event, ev.JobEvent):
-            self._job_event(event, folded)
-        else:
-            self._partition_event(event, folded)
-
-    def _job_event(self, event: ev.AnyEvent, folded: Folded) -> None:
-        key = folded.key = job_key(event.tenant, event.job)
-        held = self._rows.hold(key)
-        before = held.job
-        if before is None and self._elsewhere(event, folded):
-            return
-        if event.origin and not self._first_copy(event.origin, folded):
-            return
-        self._decide_job(
-            event, folded, held, Place(self._base + folded.position, folded.time_ms), self._rules
-        )
-
-    def _decide_job(
+    def _decide(
         self, event: ev.AnyEvent, folded: Folded, held: Held, place: Place, rules: RuleSet
     ) -> None:
         folded.before = folded.after = before = held.job
@@ -329,7 +319,7 @@ class PartitionFold:
             folded.reason = f"belongs to partition {target}"
         else:
             key = folded.key = job_key(event.tenant, event.job)
-            self._decide_job(event, folded, self._rows.hold(key), place, rules)
+            self._decide(event, folded, self._rows.hold(key), place, rules)
         if folded.outcome == "applied":
             self.state.accepted += 1
         else:

@@ -29,7 +29,7 @@ class RuleSet:
         decide: what a line does to its job.
     """
 
-    __slots__ = ("decide", "decode_bundle", "decode_line", "in_force", "types")
+    __slots__ = ("decide", "decode_bundle", "decode_line", "in_force", "job_types", "leader_types", "types")
 
     def __init__(
         self,
@@ -42,6 +42,8 @@ class RuleSet:
         decoder = LineDecoder(kinds, later_fields)
         self.in_force = frozenset(in_force)
         self.types = frozenset(kind for kind in kinds if kind.__struct_config__.tag in self.in_force)
+        self.job_types = frozenset(kind for kind in self.types if issubclass(kind, ev.JobEvent))
+        self.leader_types = frozenset(kind for kind in self.types if kind.leader_only)
         self.decode_line = decoder.decode_line
         self.decode_bundle = decoder.decode_bundle
         self.decide = decide

@@ -7,8 +7,9 @@ read, nor decoded, nor hashed again. What was handed out last stays in hand for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
-from penstock.core.job_state import Job
+from penstock.core.job_state import TERMINAL, Job
 from penstock.core.rows import (
     DIGEST_MODULUS,
     STATE_KEY,
@@ -85,9 +86,9 @@ class WorkingRows:
         held = self.jobs.get(key) or self._recent.get(key)
         if held is None:
             held = self._load(key)
-            if len(self._recent) < 2 * RECENT_JOBS:
-                # Who asks is about to write a line about it, more often than not.
-                self._recent[key] = held
+            if len(self.jobs) < 4 * RECENT_JOBS:
+                # Who asks is about to write a line about it, more often than not: it counts as used.
+                self.jobs[key] = held
         return held.job
 
     def _load(self, key: str) -> Held:
@@ -152,7 +153,12 @@ class WorkingRows:
     def _keep_recent(self) -> None:
         kept = self.jobs
         if len(kept) > RECENT_JOBS:
-            kept = dict(list(kept.items())[-RECENT_JOBS:])
+            # Of those that have ended hardly a line will come.
+            kept = {
+                key: held for key, held in kept.items() if held.job is not None and held.job.state not in TERMINAL
+            }
+            if len(kept) > RECENT_JOBS:
+                kept = dict(islice(kept.items(), len(kept) - RECENT_JOBS, None))
         self._recent = kept
         self.jobs = {}
 

@@ -16,6 +16,7 @@ import msgspec
 from penstock.schemas.errors import Undecodable
 from penstock.schemas.events import AnyEvent, Event
 from penstock.schemas.limits import MAX_BUNDLE_BYTES, MAX_BUNDLE_LINES, MAX_DEPTH, MAX_LINE_BYTES
+from penstock.schemas.names import misnamed
 
 _encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
@@ -98,7 +99,12 @@ class LineDecoder:
             raise Undecodable(str(error), reason=self._reason_of(line)) from error
         except msgspec.DecodeError as error:
             raise Undecodable(str(error), reason="not_json") from error
-        return self._completed(event) if self._kind_of else event
+        if self._kind_of:
+            event = self._completed(event)
+        field = misnamed(event)
+        if field:
+            raise Undecodable(f"what stands there is no such name - at `$.{field}`", reason="invalid")
+        return event
 
     def decode_bundle(self, value: bytes, lines: list[bytes]) -> list[AnyEvent] | None:
         """Events of a record, one for each of its lines, or None where the lines have to be looked at one by one.
@@ -124,7 +130,7 @@ class LineDecoder:
             events = self._decode_lines(value)
         except msgspec.DecodeError:
             return None
-        return events if len(events) == len(lines) else None
+        return None if len(events) != len(lines) or any(map(misnamed, events)) else events
 
     def _completed(self, event: Any) -> AnyEvent:
         """The event as its whole type, with defaults in fields that are not known."""

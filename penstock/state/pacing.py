@@ -9,6 +9,10 @@ from __future__ import annotations
 QUIET_MS = 25
 """When nothing was folded for so long, what was is committed."""
 
+QUIET_PART = 4
+"""Where commits are dear and so come rarely, that takes a quarter of the time between two of them: a process that waits
+for its turn on a busy machine is not one that has nothing to do."""
+
 LONGEST_MS = 1_000
 MOST_ROWS = 4_000
 """Changed rows of one store that wait: more would hold the event loop for too long when they are written."""
@@ -17,6 +21,11 @@ SHARE = 0.2
 """Of the time, at most, that goes into commits; unless they are then rarer than ``LONGEST_MS``."""
 
 _SMOOTHING = 0.25
+
+
+def quiet_ms(wait_ms: int) -> int:
+    """How long nothing must have been folded, where commits are ``wait_ms`` apart."""
+    return max(QUIET_MS, wait_ms // QUIET_PART)
 
 
 class CommitPace:

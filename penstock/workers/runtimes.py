@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 
 PREFETCH_MS = 50
-MAX_PREFETCH = 4_096
+MAX_PREFETCH = 2_048
 MEASURED_FROM = 8
 """Runs of a type before its times mean anything."""
 
