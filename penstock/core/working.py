@@ -151,15 +151,13 @@ class WorkingRows:
         return share - stored
 
     def _keep_recent(self) -> None:
-        kept = self.jobs
-        if len(kept) > RECENT_JOBS:
-            # Of those that have ended hardly a line will come.
-            kept = {
-                key: held for key, held in kept.items() if held.job is not None and held.job.state not in TERMINAL
-            }
-            if len(kept) > RECENT_JOBS:
-                kept = dict(islice(kept.items(), len(kept) - RECENT_JOBS, None))
-        self._recent = kept
+        """What was used goes behind what was not; of those that have ended hardly a line will come."""
+        recent = self._recent
+        for key, held in self.jobs.items():
+            if held.job is not None and held.job.state not in TERMINAL:
+                recent[key] = held
+        if len(recent) > RECENT_JOBS:
+            self._recent = dict(islice(recent.items(), len(recent) - RECENT_JOBS, None))
         self.jobs = {}
 
 

@@ -48,6 +48,8 @@ class Backlog:
         self._job = job
         self._windows: dict[Lane, _Window] = {}
         self._turn = 0
+        self._left = False
+        """Whether a job was left to the store since the store was last made complete."""
 
     def load(self) -> None:
         """Begin from the store. What was folded must be committed."""
@@ -66,9 +68,10 @@ class Backlog:
             # Given back: it keeps the place that it had.
             window.entries.appendleft((job.order, key))
         elif window.rest_from is not None:
-            return
+            self._left = True
         elif len(window.entries) >= WINDOW:
             window.rest_from = place_of(job.order)
+            self._left = True
         else:
             window.entries.append((job.order, key))
 
@@ -133,7 +136,9 @@ class Backlog:
         return found
 
     def _refill(self, lane: Lane, window: _Window) -> None:
-        self._commit()
+        if self._left:
+            self._commit()
+            self._left = False
         rows = list(self._index.ready_from(lane, window.rest_from or b"", WINDOW))
         window.entries.extend(rows)
         window.rest_from = place_of(*rows[-1]) + b"\0" if len(rows) == WINDOW else None

@@ -31,7 +31,7 @@ from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.retention import KEEP_FOR_EVER, Forgetting, Retention
 from penstock.orchestrator.upgrade import RulesUpgrade
 from penstock.schemas.messages import Acknowledged, Beat, Echo, Heartbeat, LeaseGone, Report, Serving, Signal
-from penstock.state.pacing import MOST_ROWS, quiet_ms
+from penstock.state.pacing import MOST_ROWS, QUIET_MS, quiet_ms
 from penstock.state.partition_store import PartitionStore
 
 SWEEP_EVERY_MS = 250
@@ -164,7 +164,9 @@ class OrchestratorMachine:
         return len(due)
 
     def _readers_due_ms(self, machine: PartitionMachine, wait_ms: int) -> int:
-        return min(machine.committed_ms + wait_ms, self._folded_ms + quiet_ms(wait_ms))
+        # While jobs are running more will come, even where the machine makes this process wait for it.
+        quiet = quiet_ms(wait_ms) if machine.leases else QUIET_MS
+        return min(machine.committed_ms + wait_ms, self._folded_ms + quiet)
 
     def next_wakeup_ms(self, now: Now, *, readers_wait_ms: int | None = None) -> int:
         """Milliseconds after which a step is due even if nothing arrives, or a commit for readers if there are any."""

@@ -10,8 +10,7 @@ QUIET_MS = 25
 """When nothing was folded for so long, what was is committed."""
 
 QUIET_PART = 4
-"""Where commits are dear and so come rarely, that takes a quarter of the time between two of them: a process that waits
-for its turn on a busy machine is not one that has nothing to do."""
+"""Where commits are dear and jobs are running, that takes a quarter of the time between two commits."""
 
 LONGEST_MS = 1_000
 MOST_ROWS = 4_000
@@ -24,7 +23,7 @@ _SMOOTHING = 0.25
 
 
 def quiet_ms(wait_ms: int) -> int:
-    """How long nothing must have been folded, where commits are ``wait_ms`` apart."""
+    """How long nothing must have been folded while jobs are running and commits are ``wait_ms`` apart."""
     return max(QUIET_MS, wait_ms // QUIET_PART)
 
 
