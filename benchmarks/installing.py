@@ -51,6 +51,8 @@ def install(step: str) -> None:
     digest = hashlib.sha256()
     for path in wanted.inputs:
         digest.update(path.read_bytes())
+    if step == "python":
+        digest.update(sys.base_prefix.encode())
     stamp = CACHE / f"{step}.ready"
     if wanted.product.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
         return

@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 
 from benchmarks import alone, failover, latency, machine, publishing, side_by_side
 from benchmarks.installing import NotInstalled, install
+from benchmarks.interpreter import use_fastest
 from benchmarks.ours import Penstock, PenstockDev
 from benchmarks.peer import PEERS, Peer
 from benchmarks.report import Table
@@ -116,6 +117,7 @@ def _warm_up(systems: list[System], jobs: int, plan: Plan) -> None:
 
 def main() -> int:
     """Measure, print tables; 1 when any row failed."""
+    use_fastest()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     parts = chosen("ONLY", PARTS, QUICK_PARTS if QUICK else USUAL_PARTS)

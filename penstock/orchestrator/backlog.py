@@ -49,7 +49,11 @@ class Backlog:
         self._windows: dict[Lane, _Window] = {}
         self._turn = 0
         self._left = False
-        """Whether a job was left to the store since the store was last made complete."""
+        """Whether a job was left to the store since that was last committed."""
+
+    def committed(self) -> None:
+        """What was folded is in the store."""
+        self._left = False
 
     def load(self) -> None:
         """Begin from the store. What was folded must be committed."""
@@ -138,7 +142,6 @@ class Backlog:
     def _refill(self, lane: Lane, window: _Window) -> None:
         if self._left:
             self._commit()
-            self._left = False
         rows = list(self._index.ready_from(lane, window.rest_from or b"", WINDOW))
         window.entries.extend(rows)
         window.rest_from = place_of(*rows[-1]) + b"\0" if len(rows) == WINDOW else None

@@ -22,20 +22,21 @@ class Courier:
     """Speaks to the holders of one partition's jobs."""
 
     def __init__(self, store: PartitionStore) -> None:
-        self._store = store
+        self._body = store.body
+        self._partition = store.partition
 
     def deliver(self, job: Job, session: Session, time_ms: int, out: Outputs) -> None:
         """Send a granted job to its holder, unless that is unknown, another by now, or to be stopped anyway."""
         if session.seq < 0 or session.incarnation != job.incarnation or job.cancel:
             return
-        payload = self._store.body(job.key, "payload") if job.payload_hash else None
-        checkpoint = self._store.body(job.key, "checkpoint") if job.checkpoint_hash else None
-        metadata = self._store.body(job.key, "metadata") if job.metadata_hash else None
+        payload = self._body(job.key, "payload") if job.payload_hash else None
+        checkpoint = self._body(job.key, "checkpoint") if job.checkpoint_hash else None
+        metadata = self._body(job.key, "metadata") if job.metadata_hash else None
         delivery = Delivery(
             worker=session.worker,
             incarnation=job.incarnation,
             via=session.via,
-            partition=self._store.partition,
+            partition=self._partition,
             job=job.id,
             tenant=job.tenant,
             job_type=job.job_type,

@@ -37,11 +37,12 @@ class Session:
 
     __slots__ = (
         "concurrency", "credits", "heard_ms", "incarnation", "key", "lease_ms", "leases", "leaving",
-        "pool", "proposed", "route", "seq", "surplus", "types", "yielding",
+        "pool", "proposed", "route", "seq", "surplus", "types", "via", "worker", "yielding",
     )  # fmt: skip
 
     def __init__(self, key: SessionKey) -> None:
         self.key = key
+        self.worker, self.via = key
         self.incarnation = ""
         self.route = 0
         self.pool = "default"
@@ -59,14 +60,6 @@ class Session:
         self.proposed = 0
         self.surplus = False
         """It gave back for want of room, or because it leaves, since it was last heard."""
-
-    @property
-    def worker(self) -> str:
-        return self.key[0]
-
-    @property
-    def via(self) -> str:
-        return self.key[1]
 
     @property
     def outstanding(self) -> int:

@@ -95,6 +95,7 @@ class PartitionMachine:
     def commit(self) -> None:
         """Write what was folded, and the rows derived from it, in one batch."""
         self.store.commit()
+        self._backlog.committed()
 
     def commit_if_due(self, now: Now) -> None:
         store = self.store
@@ -283,9 +284,11 @@ class PartitionMachine:
     def lease(self, lanes: list[Lane], session: Session, limit: int, now: Now, out: Outputs) -> int:
         """Propose leases of up to ``limit`` jobs of these lanes to a session; how many were proposed."""
         taken = self._backlog.take(lanes, limit, self._proposals.__contains__)
-        lines = out.lines[self.number] if taken else []
+        if not taken:
+            return 0
+        lines, leases = out.lines[self.number], self._lines.leases(session, now)
         for key, lane, job in taken:
-            lease, line = self._lines.leased(job, session, now)
+            lease, line = leases.leased(job)
             lines.append(line)
             self._proposals.add(key, lane, lease, session, now.mono_ms)
         return len(taken)

@@ -48,9 +48,12 @@ class Proposals:
         proposal = self._by_key.pop(key, None)
         if proposal is not None:
             proposal.session.proposed -= 1
-            self.in_lane[proposal.lane] -= 1
-            if not self.in_lane[proposal.lane]:
-                del self.in_lane[proposal.lane]
+            lane, in_lane = proposal.lane, self.in_lane
+            left = in_lane[lane] - 1
+            if left:
+                in_lane[lane] = left
+            else:
+                del in_lane[lane]
 
     def take_all(self) -> None:
         """Another leads: what was proposed is no longer this one's business."""

@@ -88,16 +88,20 @@ def rows_of(job: Job | None) -> tuple[_Row, ...]:
 
 
 def _rows(job: Job, key: bytes) -> list[_Row]:
+    state = job.state
+    if state == "succeeded":
+        return _NO_ROWS
     rows: list[_Row] = []
-    if job.state == "ready":
-        rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order) + key, b""))
-    elif job.state == "active":
+    if state == "ready":
+        place = job.order.to_bytes(_ORDER_BYTES, "big")
+        rows.append((BACKLOG, _lane_prefix(lane_of(job)) + place + key, b""))
+    elif state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
-    elif job.state == "dead" and not job.dead_lettered:
+    elif state == "dead" and not job.dead_lettered:
         rows.append((BACKLOG, DEAD + key, b""))
-    elif job.state in ("scheduled", "retrying"):
+    elif state in ("scheduled", "retrying"):
         rows.append((TIMERS, timer_key(job.due_at_ms, DUE, key), b""))
-    if job.expires_at_ms and job.state in WAITING:
+    if job.expires_at_ms and state in WAITING:
         rows.append((TIMERS, timer_key(job.expires_at_ms, EXPIRY, key), b""))
     return rows
 
@@ -156,12 +160,13 @@ class Index:
         changed = self._changed
         for line in folded:
             before, after = line.before, line.after
-            if line.outcome == "quarantined":
-                self._refused[line.position] = quarantine_note(line)
             if before is after:
+                if line.outcome == "quarantined":
+                    self._refused[line.position] = quarantine_note(line)
                 continue
-            known = changed.get(line.key)
-            changed[line.key] = (before if known is None else known[0], after)
+            key = line.key
+            known = changed.get(key)
+            changed[key] = (before if known is None else known[0], after)
             if before is not None and before.state == "ready":
                 if after is None or after.state != "ready":
                     self._count(lane_of(before), -1)
@@ -181,14 +186,10 @@ class Index:
             row_key = key.encode()
             old = _NO_ROWS if before is None else _rows(before, row_key)
             new = _NO_ROWS if after is None else _rows(after, row_key)
-            if old == new:
-                continue
-            for row in old:
-                if row not in new:
-                    batch.delete(row[0], row[1])
-            for row in new:
-                if row not in old:
-                    batch.put(*row)
+            for family, place, _ in old if not new else [row for row in old if row not in new]:
+                batch.delete(family, place)
+            for family, place, value in new if not old else [row for row in new if row not in old]:
+                batch.put(family, place, value)
         if self._changed:
             batch.put(BACKLOG, COUNTS, _encode(list(self.ready.items())))
         for position, note in self._refused.items():

@@ -78,7 +78,8 @@ class Groups:
     def add(self, group: Group, created_at_ms: int) -> None:
         """One job more."""
         group.jobs += 1
-        group.newest_ms = max(group.newest_ms, created_at_ms)
+        if created_at_ms > group.newest_ms:
+            group.newest_ms = created_at_ms
         self._changed[group.prefix] = group
 
     def remove(self, group: Group) -> None:

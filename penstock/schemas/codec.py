@@ -16,7 +16,7 @@ import msgspec
 from penstock.schemas.errors import Undecodable
 from penstock.schemas.events import AnyEvent, Event
 from penstock.schemas.limits import MAX_BUNDLE_BYTES, MAX_BUNDLE_LINES, MAX_DEPTH, MAX_LINE_BYTES
-from penstock.schemas.names import misnamed
+from penstock.schemas.names import any_misnamed, misnamed
 
 _encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
@@ -29,6 +29,11 @@ def encode_line(event: Event) -> bytes:
     line = _encode(event)
     # Bodies are written as they came, and may have been laid out over several lines: inside JSON that is white space.
     return line.replace(b"\n", b" ") if b"\n" in line else line
+
+
+def encode_text(value: object) -> str:
+    """A value as JSON text, for lines that are put together from parts. No newline is in it."""
+    return _encode(value).decode()
 
 
 def check_utf8(line: bytes) -> None:
@@ -48,7 +53,12 @@ _FEWEST_AT_ONCE = 4
 
 def _shallow(line: bytes) -> bool:
     """Certainly not nested too deep. (A shorter line that is cannot close its brackets, and is refused as JSON.)"""
-    return len(line) <= 2 * MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH
+    return len(line) <= 2 * MAX_DEPTH or _opened(line) <= MAX_DEPTH
+
+
+def _opened(value: bytes) -> int:
+    """Opening brackets. (To leave them out is several times as fast as to count them: few bytes are any.)"""
+    return 2 * len(value) - len(value.replace(b"{", b"")) - len(value.replace(b"[", b""))
 
 
 class _Tag(msgspec.Struct):
@@ -121,7 +131,7 @@ class LineDecoder:
         if value[:1] != b"{" or lines[-1][-1:] != b"}" or value.count(b"}\n{") != len(lines) - 1:
             return None
         # Each line has one bracket at least, so one of them with too many would make as many more in all.
-        if value.count(b"{") + value.count(b"[") > MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
+        if _opened(value) > MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
             return None
         # What this decoder ignores may count below a line of this very record.
         if self._kind_of:
@@ -130,7 +140,7 @@ class LineDecoder:
             events = self._decode_lines(value)
         except msgspec.DecodeError:
             return None
-        return None if len(events) != len(lines) or any(map(misnamed, events)) else events
+        return None if len(events) != len(lines) or any_misnamed(events) else events
 
     def _completed(self, event: Any) -> AnyEvent:
         """The event as its whole type, with defaults in fields that are not known."""

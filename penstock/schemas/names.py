@@ -7,6 +7,7 @@ are few and come again.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated
 
@@ -41,3 +42,13 @@ def misnamed(event: AnyEvent) -> str:
         if event.tags and not all(map(_is_name, event.tags)):
             return "tags"
     return ""
+
+
+def any_misnamed(events: Sequence[AnyEvent]) -> bool:
+    """Whether one of many events is: looked at together where they are alike."""
+    jobs = [event.job for event in events]
+    joined = "".join(jobs)
+    if joined.isalnum() and joined.isascii() and all(jobs) and max(map(len, jobs)) <= _PLAIN_CHARS:
+        if Enqueued not in set(map(type, events)):
+            return False
+    return any(map(misnamed, events))

@@ -17,7 +17,7 @@ from msgspec import Raw
 from penstock.client.requests import plain
 from penstock.schemas.codec import depth_of
 from penstock.schemas.errors import PenstockError
-from penstock.schemas.events import Failed, JobError, Returned, Succeeded
+from penstock.schemas.events import NULL, Failed, JobError, Returned, Succeeded
 from penstock.schemas.limits import (
     MAX_DEPTH,
     MAX_ERROR_DETAILS_BYTES,
@@ -78,7 +78,7 @@ def event_of(outcome: Outcome, delivery: Delivery, run_ms: int, at_ms: int) -> O
         # Before the others, and not by a pattern: it is what nearly all of them are.
         return Succeeded(
             id=lease + ".s", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
-            at=at_ms, lease=lease, result=Raw(outcome.result), run_ms=run_ms,
+            at=at_ms, lease=lease, result=NULL if outcome is _NOTHING else Raw(outcome.result), run_ms=run_ms,
         )  # fmt: skip
     match outcome:
         case Errored(error, retry_after_ms):
