@@ -241,8 +241,10 @@ class Broker:
 
     def _java(self, jars: Path, *, heap_mb: int) -> list[str]:
         # The serial collector and the first compiler only: beside the tests on a few cores, a concurrent collector and
-        # a compiler that takes a minute to be worth its while cost more than they save.
+        # a compiler that takes a minute to be worth its while cost more than they save. That first one sets to work
+        # early, so that a broker of some seconds behaves like one that has been up for long.
         options = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
+        options += ["-XX:CompileThresholdScaling=0.05"]
         options += [
             "-Djava.awt.headless=true",
             "-Djava.net.preferIPv4Stack=true",
