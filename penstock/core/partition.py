@@ -189,9 +189,7 @@ class PartitionFold:
             state.refused += 1
         return folded
 
-    def _decide(
-        self, event: ev.AnyEvent, folded: Folded, held: Held, place: Place, rules: RuleSet
-    ) -> None:
+    def _decide(self, event: ev.AnyEvent, folded: Folded, held: Held, place: Place, rules: RuleSet) -> None:
         folded.before = folded.after = before = held.job
         decision = rules.decide(before, event, place)
         folded.outcome = decision.outcome

@@ -83,7 +83,9 @@ class LeaderLines:
             "lease_ms": session.lease_ms,
             "at": now.log_ms,
         }
-        return LeaseLines(self._id, encode_text({name: value for name, value in shared.items() if value != ""}))
+        return LeaseLines(
+            self._id, encode_text({name: value for name, value in shared.items() if value != ""})
+        )
 
     def lease_expired(self, key: str, lease: Lease, reason: LeaseEnd, now: Now) -> bytes:
         """The attempt is given back when its holder is not known to have begun it."""

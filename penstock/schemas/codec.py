@@ -131,7 +131,7 @@ class LineDecoder:
         if value[:1] != b"{" or lines[-1][-1:] != b"}" or value.count(b"}\n{") != len(lines) - 1:
             return None
         # Each line has one bracket at least, so one of them with too many would make as many more in all.
-        if _opened(value) > MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
+        if _opened(value) >= MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
             return None
         # What this decoder ignores may count below a line of this very record.
         if self._kind_of:

@@ -48,7 +48,7 @@ def any_misnamed(events: Sequence[AnyEvent]) -> bool:
     """Whether one of many events is: looked at together where they are alike."""
     jobs = [event.job for event in events]
     joined = "".join(jobs)
-    if joined.isalnum() and joined.isascii() and all(jobs) and max(map(len, jobs)) <= _PLAIN_CHARS:
-        if Enqueued not in set(map(type, events)):
-            return False
+    plain = joined.isalnum() and joined.isascii() and all(jobs) and max(map(len, jobs)) <= _PLAIN_CHARS
+    if plain and Enqueued not in set(map(type, events)):
+        return False
     return any(map(misnamed, events))

@@ -134,6 +134,14 @@ async def test_a_job_given_back_costs_no_attempt(whole: Bench) -> None:
     assert (again["id"], again["attempt"]) == (job["id"], 1)
 
 
+async def test_of_two_outcomes_in_one_report_the_second_is_told_that_it_came_too_late(whole: Bench) -> None:
+    await whole.enqueue()
+    [fetched] = await whole.fetch()
+    event = {"type": "Returned", "job": fetched["id"], "lease": fetched["lease"], "reason": "no room"}
+    outcomes = [item["outcome"] for item in await whole.report(event, succeeded(fetched), event)]
+    assert outcomes == ["applied", "stale", "applied"]
+
+
 async def test_a_result_that_is_too_large_fails_the_job_for_good(whole: Bench) -> None:
     job = await whole.enqueue()
     [fetched] = await whole.fetch()

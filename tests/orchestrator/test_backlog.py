@@ -88,6 +88,19 @@ def test_many_jobs_come_out_in_order_once_each(at_once: int) -> None:
 
 
 @pytest.mark.usefixtures("small_window")
+def test_a_window_is_filled_without_a_commit_where_the_store_has_all_that_was_left_to_it() -> None:
+    ledger = Ledger()
+    ledger.enqueue(*(f"j{number}" for number in range(9)))
+    ledger.commit()
+    ledger.backlog.committed()
+    assert ledger.take(6) == [f"j{number}" for number in range(6)]
+    assert ledger.commits == 1
+    ledger.enqueue("j9")
+    assert ledger.take(6) == ["j6", "j7", "j8", "j9"]
+    assert ledger.commits == 2
+
+
+@pytest.mark.usefixtures("small_window")
 def test_a_backlog_is_found_again_from_its_rows() -> None:
     ledger = Ledger()
     jobs = [f"j{number}" for number in range(9)]

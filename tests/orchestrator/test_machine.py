@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from penstock.schemas import events as ev
-from penstock.state.pacing import QUIET_MS
+from penstock.state.pacing import QUIET_MS, quiet_ms
 from tests.orchestrator.desk import Desk, deliveries, lines, memory_store
 
 GARBAGE = b"no json at all"
@@ -91,6 +91,27 @@ def test_readers_see_what_was_folded_once_nothing_more_comes() -> None:
     desk.time_ms += 1
     assert machine.commit_for_readers(desk.now(), 1_000) == 1
     assert not partition.store.behind
+
+
+def test_while_jobs_run_a_pause_is_no_end() -> None:
+    """On a busy machine the next lines are late, and what is written for each pause is written twice."""
+    desk = Desk()
+    machine = desk.leader()
+    desk.enqueue("a")
+    desk.settle("o", desk.heartbeat())
+    machine.partitions[0].commit_at(desk.now())
+    desk.enqueue("b", job_type="nobody-runs")
+    desk.step()
+    machine.commit_for_readers(desk.now(), 1_000)
+    desk.time_ms += QUIET_MS
+    assert machine.commit_for_readers(desk.now(), 1_000) == 0
+    desk.time_ms += quiet_ms(1_000) - QUIET_MS
+    assert machine.commit_for_readers(desk.now(), 1_000) == 1
+    desk.succeed("a")
+    desk.step()
+    machine.commit_for_readers(desk.now(), 1_000)
+    desk.time_ms += QUIET_MS
+    assert machine.commit_for_readers(desk.now(), 1_000) == 1
 
 
 def test_where_more_and_more_comes_they_see_it_after_a_while() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from msgspec.structs import fields
 
-from penstock.schemas.codec import bundle, decode_line, depth_of, encode_line, split
+from penstock.schemas.codec import bundle, decode_bundle, decode_line, depth_of, encode_line, split
 from penstock.schemas.errors import Undecodable
 from penstock.schemas.events import AnyEvent, Enqueued, JobEvent, Progressed, Succeeded
 from penstock.schemas.limits import MAX_BUNDLE_BYTES, MAX_BUNDLE_LINES, MAX_DEPTH, MAX_LINE_BYTES
@@ -92,6 +92,44 @@ def test_depth_of() -> None:
         b'"[[': 0,
     }
     assert {line: depth_of(line) for line in cases} == cases
+
+
+PLAIN = b'{"type":"Succeeded","id":"s","job":"j","lease":"l"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "at_once"),
+    [
+        (PLAIN, True),
+        (PLAIN.replace(b'"j"', b'"a.b:c-d_e~f"'), True),
+        (PLAIN.replace(b'"j"', b'"not a name"'), False),
+        (PLAIN.replace(b'"j"', b'""'), False),
+        (PLAIN.replace(b'"j"', b'"%s"' % (b"j" * 129)), False),
+        (b'{"type":"CopySealed","id":"x"}', True),
+        (b'{"type":"Enqueued","job":"j","job_type":"t","tags":["a","b"]}', True),
+        (b'{"type":"Enqueued","job":"j","job_type":"not a name"}', False),
+        (b'{"type":"Enqueued","job":"j","job_type":"t","queue":"not a name"}', False),
+        (b'{"type":"Enqueued","job":"j","job_type":"t","tags":["a","not a name"]}', False),
+        (nested(MAX_DEPTH), True),
+        (nested(MAX_DEPTH + 1), False),
+        (nested(MAX_DEPTH + 1, '{"a":', "}").replace(b":}", b":1}"), False),
+    ],
+)
+def test_a_bundle_is_decoded_at_once_where_each_of_its_lines_is_one_event(line: bytes, at_once: bool) -> None:
+    lines = [PLAIN, PLAIN, line, PLAIN]
+    events = decode_bundle(bundle(lines), lines)
+    assert (events is not None) == at_once
+    if events is not None:
+        assert events == [decode_line(one) for one in lines]
+    else:
+        with pytest.raises(Undecodable) as caught:
+            decode_line(line)
+        assert caught.value.reason in ("invalid", "too_deep")
+
+
+def test_a_name_that_is_none_is_refused_by_its_field() -> None:
+    with pytest.raises(Undecodable, match=r"`\$\.queue`"):
+        decode_line(b'{"type":"Enqueued","job":"j","job_type":"t","queue":"not a name"}')
 
 
 json_values = st.recursive(
