@@ -45,10 +45,13 @@ def misnamed(event: AnyEvent) -> str:
 
 
 def any_misnamed(events: Sequence[AnyEvent]) -> bool:
-    """Whether one of many events is: looked at together where they are alike."""
+    """Whether one of many events is: looked at together, for most of them are alike."""
     jobs = [event.job for event in events]
     joined = "".join(jobs)
-    plain = joined.isalnum() and joined.isascii() and all(jobs) and max(map(len, jobs)) <= _PLAIN_CHARS
-    if plain and Enqueued not in set(map(type, events)):
-        return False
-    return any(map(misnamed, events))
+    if not (joined.isalnum() and joined.isascii() and all(jobs) and max(map(len, jobs)) <= _PLAIN_CHARS):
+        return any(map(misnamed, events))
+    names: set[str] = set()
+    for event in events:
+        if type(event) is Enqueued:
+            names.update((event.job_type, event.queue, event.pool), event.tags)
+    return not all(map(_is_name, names))
