@@ -20,7 +20,7 @@ there (:mod:`penstock.core.copying`), and by their jobs alone: what the source's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Literal
 
@@ -30,7 +30,7 @@ from penstock.core import copying
 from penstock.core.job import Applied, Job, Place
 from penstock.core.rows import Changes, PartitionState, Quarantined, position_row_key
 from penstock.core.rules import RULES, RuleSet, RulesTable, newest
-from penstock.core.working import Held, WorkingRows
+from penstock.core.working import Held, ReadMany, WorkingRows
 from penstock.schemas import events as ev
 from penstock.schemas.codec import split
 from penstock.schemas.errors import InvalidCursor, Undecodable, UnknownRules
@@ -88,6 +88,7 @@ class PartitionFold:
         read: the stored value of a row key, as of the last changes taken; None where there is none.
         digest: the digest of the stored rows.
         rules: those that this program has.
+        read_many: as ``read``, for many keys in ascending order.
 
     Raises:
         UnknownRules: the stored rows were folded under rules that this program does not have.
@@ -100,10 +101,11 @@ class PartitionFold:
         read: Callable[[bytes], bytes | None],
         digest: int = 0,
         rules: RulesTable = RULES,
+        read_many: ReadMany | None = None,
     ) -> None:
         self.partition = partition
         self.partitions = partitions
-        self._rows = WorkingRows(read, digest)
+        self._rows = WorkingRows(read, digest, read_many)
         self._table = rules
         self._rules = self._rules_of(self.state.rules)
         self._base = ordinal(self.state.generation, 0)
@@ -118,6 +120,10 @@ class PartitionFold:
     def job(self, key: str) -> Job | None:
         """The job as of the last folded line."""
         return self._rows.job(key)
+
+    def prepare(self, keys: Sequence[str]) -> None:
+        """These jobs are going to be asked for."""
+        self._rows.prepare(keys)
 
     # Folding
 

@@ -6,7 +6,7 @@ read, nor decoded, nor hashed again. What was handed out last stays in hand for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from penstock.core.job_state import TERMINAL, Job
@@ -25,6 +25,11 @@ from penstock.core.rows import (
 
 RECENT_JOBS = 4_096
 """Unchanged jobs kept in hand at most, so that idle memory stays small."""
+
+FEWEST_TOGETHER = 8
+"""Rows that are worth to be read together."""
+
+ReadMany = Callable[[Sequence[bytes]], "Sequence[bytes | None]"]
 
 _UNKNOWN = -1
 
@@ -50,10 +55,14 @@ class WorkingRows:
     Args:
         read: the stored value of a row key, as of the last changes taken; None where there is none.
         digest: the digest of the stored rows.
+        read_many: as ``read``, for many keys in ascending order.
     """
 
-    def __init__(self, read: Callable[[bytes], bytes | None], digest: int) -> None:
+    def __init__(
+        self, read: Callable[[bytes], bytes | None], digest: int, read_many: ReadMany | None = None
+    ) -> None:
         self._read = read
+        self._read_many: ReadMany = read_many or (lambda rows: list(map(read, rows)))
         self._digest = digest
         self.jobs: dict[str, Held] = {}
         """By job key: those used since changes were last taken."""
@@ -91,10 +100,19 @@ class WorkingRows:
                 self.jobs[key] = held
         return held.job
 
+    def prepare(self, keys: Sequence[str]) -> None:
+        """These jobs are going to be asked for: read together what is not in hand."""
+        jobs, recent = self.jobs, self._recent
+        missing = sorted(key for key in keys if key not in jobs and key not in recent)
+        if len(missing) < FEWEST_TOGETHER or len(jobs) >= 4 * RECENT_JOBS:
+            return
+        rows = list(map(job_row_key, missing))
+        for key, row, data in zip(missing, rows, self._read_many(rows), strict=True):
+            jobs[key] = _held(row, data)
+
     def _load(self, key: str) -> Held:
         row = job_row_key(key)
-        data = self._read(row)
-        return Held(row, None if data is None else decode_job_row(data), data)
+        return _held(row, self._read(row))
 
     def changed_jobs(self) -> Iterator[tuple[str, Job | None]]:
         """Keys and states of the jobs changed since changes were last taken."""
@@ -159,6 +177,10 @@ class WorkingRows:
         if len(recent) > RECENT_JOBS:
             self._recent = dict(islice(recent.items(), len(recent) - RECENT_JOBS, None))
         self.jobs = {}
+
+
+def _held(row: bytes, data: bytes | None) -> Held:
+    return Held(row, None if data is None else decode_job_row(data), data)
 
 
 def _replace(

@@ -8,7 +8,8 @@ than by being taken (cancelled, expired) is only marked, and dropped when its tu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from penstock.core.job import Job
 from penstock.orchestrator.rows import Index, Lane, lane_of, place_of
@@ -40,10 +41,15 @@ class Backlog:
         index: committed rows and counts of the partition.
         commit: makes the index complete up to the last folded line.
         job: the job of a key as of the last folded line.
+        prepare: told of keys that are going to be asked for.
     """
 
-    def __init__(self, index: Index, commit: Callable[[], None], job: Callable[[str], Job | None]) -> None:
+    def __init__(
+        self, index: Index, commit: Callable[[], None], job: Callable[[str], Job | None],
+        prepare: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._index = index
+        self._prepare = prepare
         self._commit = commit
         self._job = job
         self._windows: dict[Lane, _Window] = {}
@@ -123,6 +129,7 @@ class Backlog:
         found: list[Taken] = []
         if window is None:
             return found
+        self._prepare([key for _, key in islice(window.entries, limit)])
         while len(found) < limit:
             if window.rest_from is not None and len(window.entries) < REFILL_BELOW:
                 self._refill(lane, window)

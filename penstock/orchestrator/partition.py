@@ -82,7 +82,7 @@ class PartitionMachine:
         self._reset()
 
     def _reset(self) -> None:
-        self._backlog = Backlog(self._index, self.commit, self.store.job)
+        self._backlog = Backlog(self._index, self.commit, self.store.job, self.store.prepare)
         self._timers = Timers(self._index, self.commit)
         self._leases = LeaseKeeper(self.number)
         self._forwarder = Forwarder(self.number, self.store.identity.partitions, self._batches)

@@ -160,6 +160,7 @@ class PartitionStore:
             self._read_row,
             int.from_bytes(self._progress.state_digest, "big"),
             rules,
+            self._read_rows,
         )
 
     @classmethod
@@ -385,11 +386,22 @@ class PartitionStore:
             return self._rows[row]
         return self._read_stored(row)
 
+    def _read_rows(self, rows: Sequence[bytes]) -> list[bytes | None]:
+        """Jobs that wait side by side were often put in side by side: one scan finds them for a quarter of the price,
+        if not too many others stand between them."""
+        found = dict(self.store.scan(FOLD, rows[0], rows[-1] + b"\0", limit=2 * len(rows)))
+        pending = self._rows
+        return [found[row] if row in found and row not in pending else self._read_row(row) for row in rows]
+
     # Reading
 
     def job(self, key: str) -> Job | None:
         """The job as of the last folded line."""
         return self._fold.job(key)
+
+    def prepare(self, keys: Sequence[str]) -> None:
+        """These jobs are going to be asked for: they are read together."""
+        self._fold.prepare(keys)
 
     def body(self, key: str, kind: BodyKind) -> bytes | None:
         """A job's body as raw JSON as of the last folded line; None where it is null."""

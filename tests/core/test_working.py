@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
 from penstock.core import working
 from penstock.core.partition import PartitionFold
+from penstock.core.rows import job_row_key
 from penstock.schemas import events as ev
 from penstock.schemas.codec import bundle, encode_line
 
@@ -66,3 +68,26 @@ def test_jobs_that_have_ended_leave_first_and_then_the_oldest(monkeypatch: pytes
     for number in range(5):
         rows.fold.job(f"default/j{number}")
     assert sorted(rows.reads) == ["j0", "j4"]
+
+
+def test_many_jobs_are_read_together_once_and_only_where_they_are_not_in_hand() -> None:
+    rows = Rows()
+    names = [f"j{number}" for number in range(working.FEWEST_TOGETHER + 1)]
+    rows.write(*map(enqueued, names))
+    rows.take()
+    asked: list[list[bytes]] = []
+
+    def read_many(wanted: Sequence[bytes]) -> list[bytes | None]:
+        asked.append(list(wanted))
+        return [rows.rows.get(row) for row in wanted]
+
+    fold = PartitionFold(0, 1, rows.rows.get, read_many=read_many)
+    fold.job("default/j0")
+    fold.prepare([f"default/{name}" for name in (*reversed(names), "j0")])
+    assert asked == [[job_row_key(f"default/{name}") for name in names[1:]]]
+    fold.prepare([f"default/{name}" for name in names])
+    fold.prepare(["default/other"])
+    assert len(asked) == 1
+    assert [fold.job(f"default/{name}") for name in names] == [
+        rows.fold.job(f"default/{name}") for name in names
+    ]
