@@ -48,8 +48,9 @@ def forget_verbs(patch: pytest.MonkeyPatch) -> None:
 
 
 def believe_any_leader(patch: pytest.MonkeyPatch) -> None:
-    for kind in (ev.Leased, ev.Due, ev.Expired, ev.LeaseExpired, ev.DeadLettered, ev.Cancelled):
-        patch.setattr(kind, "leader_only", False)
+    believed = {ev.Leased, ev.Due, ev.Expired, ev.LeaseExpired, ev.DeadLettered, ev.Cancelled}
+    for rules in RULES.values():
+        patch.setattr(rules, "leader_types", rules.leader_types - believed)
 
 
 def ask_the_clock_in_the_fold(patch: pytest.MonkeyPatch) -> None:
