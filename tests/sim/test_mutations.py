@@ -10,6 +10,7 @@ import pytest
 
 from penstock.core import effects, job
 from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rules import RULES
 from penstock.orchestrator import partition
 from penstock.orchestrator.backlog import Backlog
 from penstock.orchestrator.partition import PartitionMachine
