@@ -139,7 +139,7 @@ async def test_of_two_outcomes_in_one_report_the_second_is_told_that_it_came_too
     [fetched] = await whole.fetch()
     event = {"type": "Returned", "job": fetched["id"], "lease": fetched["lease"], "reason": "no room"}
     outcomes = [item["outcome"] for item in await whole.report(event, succeeded(fetched), event)]
-    assert outcomes == ["applied", "stale", "applied"]
+    assert outcomes == ["applied", "stale", "duplicate"]
 
 
 async def test_a_result_that_is_too_large_fails_the_job_for_good(whole: Bench) -> None:
