@@ -34,8 +34,7 @@ Priority = Literal["critical", "high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("critical", "high", "normal", "low")
 """Most urgent first."""
 
-# What job ids and names look like is checked by the codec (:mod:`penstock.schemas.names`): once a line, and for a
-# tenth of what patterns cost here.
+# Their patterns are checked by the codec, for a fraction of the price: see :mod:`penstock.schemas.names`.
 JobId = Annotated[str, Meta(max_length=193)]
 Name = Annotated[str, Meta(max_length=128)]
 Tenant = Annotated[str, Meta(pattern=exactly(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}$"))]
