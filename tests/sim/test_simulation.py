@@ -66,7 +66,7 @@ def run_of_the_simulator(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2_400)
 def test_many_seeds_on_all_cores() -> None:
     """SIM_SEEDS says how many."""
     last = run_of_the_simulator("--from", "10000", "--seeds", str(SEEDS)).splitlines()[-1]
