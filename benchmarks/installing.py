@@ -47,23 +47,24 @@ def install(step: str) -> None:
     if step in ("redis", "postgres"):
         _install_server(step)
         return
-    wanted = STEPS[step]
-    digest = hashlib.sha256()
-    for path in wanted.inputs:
+    once(STEPS[step], CACHE / f"{step}.ready", sys.base_prefix if step == "python" else "")
+
+
+def once(step: Step, stamp: Path, asked: str = "") -> None:
+    """Do what the step says, unless it was done for the same inputs and for what else was asked."""
+    digest = hashlib.sha256(asked.encode())
+    for path in step.inputs:
         digest.update(path.read_bytes())
-    if step == "python":
-        digest.update(sys.base_prefix.encode())
-    stamp = CACHE / f"{step}.ready"
-    if wanted.product.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
+    if step.product.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    print(f"Setting up {wanted.name} ...", flush=True)
+    print(f"Setting up {step.name} ...", flush=True)
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)
-    wanted.run()
+    step.run()
     stamp.write_text(digest.hexdigest())
 
 
-def _run(command: Sequence[str], folder: Path, **environment: str) -> None:
+def run(command: Sequence[str], folder: Path, **environment: str) -> None:
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -73,14 +74,14 @@ def _run(command: Sequence[str], folder: Path, **environment: str) -> None:
 
 def _python() -> None:
     shutil.rmtree(CACHE / "python", ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(CACHE / "python")], HERE)
-    _run([str(PEER_PYTHON), "-m", "pip", "install", "--quiet", "-r", str(PEERS / "requirements.txt")], HERE)
+    run([sys.executable, "-m", "venv", str(CACHE / "python")], HERE)
+    run([str(PEER_PYTHON), "-m", "pip", "install", "--quiet", "-r", str(PEERS / "requirements.txt")], HERE)
 
 
 def _go() -> None:
     if shutil.which("go") is None:
         raise NotInstalled("there is no `go`; River and asynq need Go 1.21 or newer")
-    _run(["go", "build", "-o", str(GO_PROGRAM), "."], PEERS / "go", GOFLAGS="-buildvcs=false")
+    run(["go", "build", "-o", str(GO_PROGRAM), "."], PEERS / "go", GOFLAGS="-buildvcs=false")
 
 
 def _node() -> None:
@@ -89,7 +90,7 @@ def _node() -> None:
     NODE.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(PEERS / "node" / name, NODE / name)
-    _run(["npm", "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts"], NODE)
+    run(["npm", "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts"], NODE)
 
 
 STEPS = {
@@ -115,11 +116,11 @@ def _install_server(name: str) -> None:
     forbid = f"printf '#!/bin/sh\\nexit 101\\n' > {policy} && chmod 755 {policy}"
     guarded = not policy.exists()
     if guarded:
-        _run([*sudo, "sh", "-c", forbid], HERE)
+        run([*sudo, "sh", "-c", forbid], HERE)
     try:
-        _run([*sudo, "apt-get", "update", "-qq"], HERE)
+        run([*sudo, "apt-get", "update", "-qq"], HERE)
         command = [*sudo, "apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
-        _run(command, HERE, DEBIAN_FRONTEND="noninteractive")
+        run(command, HERE, DEBIAN_FRONTEND="noninteractive")
     finally:
         if guarded:
-            _run([*sudo, "rm", "-f", str(policy)], HERE)
+            run([*sudo, "rm", "-f", str(policy)], HERE)

@@ -7,16 +7,17 @@ calculation, and where another one wins clearly, an environment with the very sa
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-HOME = HERE / ".venv" / "penstock"
+from benchmarks.installing import CACHE, NotInstalled, Step, once, run
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = CACHE / "penstock"
+HOME_PYTHON = HOME / "bin" / "python"
 LOCK = ROOT / "requirements.lock"
 CLEARLY = 1.1
 """Times as fast as the one that asks: less is not worth another environment."""
@@ -70,24 +71,25 @@ def use_fastest() -> None:
     if python == str(Path(sys.executable).resolve()):
         return
     try:
-        _make_home(python)
-    except subprocess.CalledProcessError as error:
+        once(
+            Step(
+                f"{python}, the fastest Python here",
+                (LOCK, ROOT / "pyproject.toml"),
+                HOME_PYTHON,
+                lambda: _make_home(python),
+            ),
+            CACHE / "penstock.ready",
+            python,
+        )
+    except NotInstalled as error:
         print(f"{python} would be faster, but could not be set up: {error}", flush=True)
         return
-    home_python = str(HOME / "bin" / "python")
-    os.execv(home_python, [home_python, "-m", "benchmarks.run", *sys.argv[1:]])
+    os.execv(HOME_PYTHON, [str(HOME_PYTHON), "-m", "benchmarks.run", *sys.argv[1:]])
 
 
 def _make_home(python: str) -> None:
-    asked = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + python.encode())
-    stamp = HOME / "ready"
-    if stamp.exists() and stamp.read_text() == asked.hexdigest():
-        return
-    print(f"Setting up {python}, the fastest Python here ...", flush=True)
+    pip = [str(HOME_PYTHON), "-m", "pip", "install", "--quiet", "--no-deps"]
     shutil.rmtree(HOME, ignore_errors=True)
-    HOME.parent.mkdir(exist_ok=True)
-    pip = [str(HOME / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([python, "-m", "venv", str(HOME)], check=True)
-    subprocess.run([*pip, "--require-hashes", "-r", str(LOCK)], check=True)
-    subprocess.run([*pip, "--no-build-isolation", "-e", str(ROOT)], check=True)
-    stamp.write_text(asked.hexdigest())
+    run([python, "-m", "venv", str(HOME)], ROOT)
+    run([*pip, "--require-hashes", "-r", str(LOCK)], ROOT)
+    run([*pip, "--no-build-isolation", "-e", str(ROOT)], ROOT)

@@ -105,9 +105,10 @@ class Reports:
         """Through the session if it holds the lease, so that heartbeats name it until it is written."""
         remote = self._remote
         lease = None if remote is None else remote.session.held.get(line.lease)
-        # A second outcome is not the lease's: the fold refuses it, and says why.
-        second = lease is not None and lease.finished and not isinstance(line, Progressed)
-        if remote is not None and lease is not None and not second:
+        if lease is not None and lease.finished and not isinstance(line, Progressed):
+            # A second outcome is not the lease's: the fold refuses it, and says why.
+            lease = None
+        if remote is not None and lease is not None:
             remote.reported(line.lease)
             try:
                 place = await remote.session.report(lease, line)

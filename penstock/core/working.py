@@ -26,6 +26,9 @@ from penstock.core.rows import (
 RECENT_JOBS = 4_096
 """Unchanged jobs kept in hand at most, so that idle memory stays small."""
 
+MOST_ASKED_FOR = 4 * RECENT_JOBS
+"""With so many used, what is only asked for is not kept."""
+
 FEWEST_TOGETHER = 8
 """Rows that are worth to be read together."""
 
@@ -95,7 +98,7 @@ class WorkingRows:
         held = self.jobs.get(key) or self._recent.get(key)
         if held is None:
             held = self._load(key)
-            if len(self.jobs) < 4 * RECENT_JOBS:
+            if len(self.jobs) < MOST_ASKED_FOR:
                 # Who asks is about to write a line about it, more often than not: it counts as used.
                 self.jobs[key] = held
         return held.job
@@ -104,7 +107,7 @@ class WorkingRows:
         """These jobs are going to be asked for: read together what is not in hand."""
         jobs, recent = self.jobs, self._recent
         missing = sorted(key for key in keys if key not in jobs and key not in recent)
-        if len(missing) < FEWEST_TOGETHER or len(jobs) >= 4 * RECENT_JOBS:
+        if len(missing) < FEWEST_TOGETHER or len(jobs) >= MOST_ASKED_FOR:
             return
         rows = list(map(job_row_key, missing))
         for key, row, data in zip(missing, rows, self._read_many(rows), strict=True):

@@ -36,11 +36,10 @@ class LeaseLines:
     def leased(self, job: Job) -> tuple[str, bytes]:
         """The line, and its id, which names the lease."""
         lease = self._next_id()
-        cause = job.last_event
         tenant = "" if job.tenant == "default" else f'"tenant":"{job.tenant}",'
         line = (
             f'{{"type":"Leased","id":"{lease}",{tenant}"job":"{job.id}","attempt":{job.attempt + 1},"seen":{job.seen},'
-            f'"cause":{encode_text(cause)},{self._shared}'
+            f'"cause":{encode_text(job.last_event)},{self._shared}'
         )
         return lease, line.encode()
 

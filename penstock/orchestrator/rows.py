@@ -93,8 +93,7 @@ def _rows(job: Job, key: bytes) -> list[_Row]:
         return _NO_ROWS
     rows: list[_Row] = []
     if state == "ready":
-        place = job.order.to_bytes(_ORDER_BYTES, "big")
-        rows.append((BACKLOG, _lane_prefix(lane_of(job)) + place + key, b""))
+        rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order) + key, b""))
     elif state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
     elif state == "dead" and not job.dead_lettered:
@@ -186,10 +185,14 @@ class Index:
             row_key = key.encode()
             old = _NO_ROWS if before is None else _rows(before, row_key)
             new = _NO_ROWS if after is None else _rows(after, row_key)
-            for family, place, _ in old if not new else [row for row in old if row not in new]:
-                batch.delete(family, place)
-            for family, place, value in new if not old else [row for row in new if row not in old]:
-                batch.put(family, place, value)
+            if old == new:
+                continue
+            for row in old:
+                if row not in new:
+                    batch.delete(row[0], row[1])
+            for row in new:
+                if row not in old:
+                    batch.put(*row)
         if self._changed:
             batch.put(BACKLOG, COUNTS, _encode(list(self.ready.items())))
         for position, note in self._refused.items():

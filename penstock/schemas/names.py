@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Annotated
 
 from msgspec import Meta
@@ -23,6 +24,10 @@ CheckedName = Annotated[str, Meta(pattern=exactly(NAME_PATTERN))]
 _is_job_id = re.compile(exactly(JOB_ID_PATTERN)).search
 _PLAIN_CHARS = 128
 
+_NAMED = ("job_type", "queue", "pool")
+_names_of = attrgetter(*_NAMED)
+"""Of an ``Enqueued``."""
+
 
 @lru_cache(maxsize=4_096)
 def _is_name(text: str) -> bool:
@@ -36,8 +41,8 @@ def misnamed(event: AnyEvent) -> str:
     if not plain and isinstance(event, JobEvent) and not _is_job_id(job):
         return "job"
     if type(event) is Enqueued:
-        for field in ("job_type", "queue", "pool"):
-            if not _is_name(getattr(event, field)):
+        for field, name in zip(_NAMED, _names_of(event), strict=True):
+            if not _is_name(name):
                 return field
         if event.tags and not all(map(_is_name, event.tags)):
             return "tags"
@@ -53,5 +58,5 @@ def any_misnamed(events: Sequence[AnyEvent]) -> bool:
     names: set[str] = set()
     for event in events:
         if type(event) is Enqueued:
-            names.update((event.job_type, event.queue, event.pool), event.tags)
+            names.update(_names_of(event), event.tags)
     return not all(map(_is_name, names))
