@@ -44,6 +44,7 @@ from penstock.schemas.errors import (
     LogCorrupt,
     LogUnavailable,
     OffsetBeyondEnd,
+    OffsetTrimmed,
     TopicMismatch,
 )
 
@@ -333,7 +334,12 @@ class EmbeddedTail:
             found = self._log.partition(topic, partition)
             if offset == found.end:
                 continue
-            records = found.read(offset, max_records - len(taken))
+            try:
+                records = found.read(offset, max_records - len(taken))
+            except (OffsetTrimmed, OffsetBeyondEnd):
+                if taken:
+                    break
+                raise
             taken.extend(records)
             # Behind the others for the next poll, so that one busy partition does not starve them.
             del self._positions[topic, partition]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from penstock.log.memory_topics import Fault, MemoryTopics, check_offset
+from penstock.log.memory_topics import Fault, MemoryTopics
 from penstock.log.port import Appended, Bounds, Headers, Record, TopicPartition, TopicSpec
 from penstock.log.wakeup import Wakeup
-from penstock.schemas.errors import AppendRefused, LogUnavailable
+from penstock.schemas.errors import AppendRefused, LogUnavailable, OffsetBeyondEnd, OffsetTrimmed
 
 __all__ = ["Fault", "MemoryLog", "MemoryTail", "MemoryTopics"]
 
@@ -133,8 +133,12 @@ class MemoryTail:
         for (topic, partition), offset in list(self._positions.items()):
             if len(taken) >= max_records:
                 break
-            check_offset(topic, partition, offset, self._log.topics.bounds(topic, partition))
-            records = self._log.topics.read(topic, partition, offset, max_records - len(taken))
+            try:
+                records = self._log.topics.read(topic, partition, offset, max_records - len(taken))
+            except (OffsetTrimmed, OffsetBeyondEnd):
+                if taken:
+                    break
+                raise
             if records:
                 taken.extend(records)
                 # Behind the others for the next poll, so that one busy partition does not starve them.

@@ -90,6 +90,8 @@ class Tail(Protocol):
             OffsetTrimmed: the wanted offset is below the log's start: history is missing.
             OffsetBeyondEnd: the wanted offset is above the log's end: the topic was cut or made anew.
             LogUnavailable: the log has not answered for the configured time.
+
+        What was read of other partitions is never lost with an error about one: it is returned first.
         """
         ...
 

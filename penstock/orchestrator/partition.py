@@ -29,7 +29,7 @@ from penstock.orchestrator.leases import CANCEL_GRACE_MS, Lease, LeaseKeeper
 from penstock.orchestrator.lines import LeaderLines, lease_order
 from penstock.orchestrator.outputs import Forward, Now, Outputs, QuarantineNote
 from penstock.orchestrator.proposals import Proposals
-from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, quarantine_note
+from penstock.orchestrator.rows import ACTIVE, DEAD, DUE, Index, Lane, lane_of, quarantine_note
 from penstock.orchestrator.timers import Timers
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
@@ -188,8 +188,11 @@ class PartitionMachine:
                 return
             if before is not None and before.state == "active":
                 self._held(folded, before, after, now, out)
-            if after is not None and (before is None or before.state != after.state):
-                self._moved(folded.key, after)
+            if after is not None:
+                if before is None or before.state != after.state:
+                    self._moved(folded.key, after)
+                elif after.state == "ready" and lane_of(before) != lane_of(after):
+                    self._backlog.push(folded.key, after)
         elif type(event) is ev.Leased:
             self._lease_refused(event)
         elif folded.outcome == "misrouted":

@@ -167,9 +167,10 @@ class Index:
             known = changed.get(key)
             changed[key] = (before if known is None else known[0], after)
             if before is not None and before.state == "ready":
-                if after is None or after.state != "ready":
-                    self._count(lane_of(before), -1)
-            elif after is not None and after.state == "ready":
+                if after is not None and after.state == "ready" and lane_of(after) is lane_of(before):
+                    continue
+                self._count(lane_of(before), -1)
+            if after is not None and after.state == "ready":
                 self._count(lane_of(after), 1)
 
     def _count(self, lane: Lane, change: int) -> None:

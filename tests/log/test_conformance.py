@@ -159,6 +159,26 @@ async def test_truncated_history_is_an_error_and_not_a_gap(log: Log, topic: str)
         await log.truncate(topic, 0, offsets[4] + 10)
 
 
+async def test_an_error_about_one_partition_loses_nothing_of_the_others(log: Log, topic: str) -> None:
+    for number in range(3):
+        for partition in (0, 1, 2):
+            last = await log.append(topic, partition, f"{partition}:{number}".encode())
+    await log.truncate(topic, 1, last.offset)
+    found: list[bytes] = []
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        log.tail({(topic, partition): 0 for partition in (0, 1, 2)}) as tail,
+    ):
+        trimmed = None
+        while trimmed is None or len(found) < 7:
+            try:
+                found += [record.value for record in await tail.poll(100)]
+            except OffsetTrimmed as error:
+                trimmed = error
+                tail.follow(topic, 1, error.details["start"])
+    assert sorted(found) == [b"0:0", b"0:1", b"0:2", b"1:2", b"2:0", b"2:1", b"2:2"]
+
+
 async def test_everything_can_be_truncated_and_offsets_still_grow(log: Log, topic: str) -> None:
     last = [await log.append(topic, 0, b"x") for _ in range(3)][-1]
     await log.truncate(topic, 0, last.offset + 1)

@@ -131,13 +131,19 @@ class ProducerHost(Host):
         except (ReadBehind, ReadModelUnavailable):
             self.world.stats["reads behind"] += 1
         except JobNotFound:
-            self.world.complaints.append(f"{self.name} does not find {job}, which it had written")
+            self._not_found(job)
         except ServerUnreachable:
             self.world.stats["reads without an answer"] += 1
         else:
             self.world.stats["reads of own writes"] += 1
             if found is None:
-                self.world.complaints.append(f"{self.name} does not find {job}, which it had written")
+                self._not_found(job)
+
+    def _not_found(self, job: str) -> None:
+        if f"default/{job}" in self.world.forgotten:
+            self.world.stats["reads of the forgotten"] += 1
+        else:
+            self.world.complaints.append(f"{self.name} does not find {job}, which it had written")
 
 
 def _options(event: ev.Enqueued) -> dict[str, Any]:

@@ -49,19 +49,32 @@ class DiskStore(MemoryStore):
 
 
 class Disk:
-    """The folders of one host."""
+    """The folders of one host, whose states are of this kind."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, kind: str = "") -> None:
         self._world = world
+        self._kind = kind
         self._stores: dict[str, DiskStore] = {}
         self._older: dict[str, Dump] = {}
 
     def open(self, path: str, families: Sequence[str]) -> DiskStore:
-        """As a store factory."""
+        """As a store factory. What is missing, or too old for the log, comes from a snapshot."""
         store = self._stores.get(path)
-        if store is None:
+        kept = self._world.vault.newer_than(
+            self._kind, _below_host(path), None if store is None else store.dump()
+        )
+        if kept is not None:
+            store = self._stores[path] = DiskStore(self._world, path, families, self._older)
+            store.restore(kept)
+        elif store is None:
             store = self._stores[path] = DiskStore(self._world, path, families, self._older)
         return store
+
+    def take_snapshots(self) -> None:
+        """Of some folders, as they were committed last."""
+        for path, store in self._stores.items():
+            if self._world.random.random() < 0.7:
+                self._world.vault.take(self._kind, _below_host(path), store.dump())
 
     def lose_power(self) -> None:
         """Nothing is synced: the newest commits of a store may be gone, or the whole folder."""
@@ -80,3 +93,8 @@ class Disk:
                 self._world.stats["stores lost"] += 1
             # Whoever had it open is dead, and may not write any more.
             del store
+
+
+def _below_host(path: str) -> str:
+    """Where a folder is, the same on each host."""
+    return path.split("/", 2)[2]

@@ -55,7 +55,7 @@ class Witness:
         known_ones = {grant.checkpoint} if book.lease != lease or not book.seq else {grant.checkpoint, found}
         world.require(found in known_ones, f"{lease} finds {found!r} and not {grant.checkpoint!r}")
         world.require(
-            msgspec.json.decode(book.payload) == {"plan": plan, "ms": ms},
+            msgspec.json.decode(grant.payload) == {"plan": plan, "ms": ms},
             f"{lease} runs with another payload",
         )
         world.require(

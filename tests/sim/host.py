@@ -7,7 +7,13 @@ import traceback
 from abc import ABC, abstractmethod
 from functools import partial
 
-from penstock.schemas.errors import AppendRefused, AppendUnknown, LogUnavailable, ServerUnreachable
+from penstock.schemas.errors import (
+    AppendRefused,
+    AppendUnknown,
+    LogUnavailable,
+    OffsetTrimmed,
+    ServerUnreachable,
+)
 from tests.sim.clocks import Clock
 from tests.sim.disk import Disk
 from tests.sim.loop import ProcessLoop
@@ -28,7 +34,7 @@ class Host(ABC):
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.disk = Disk(world)
+        self.disk = Disk(world, self.role)
         self.senses = Senses()
         weather = world.weather
         self.clock = Clock(
@@ -41,6 +47,7 @@ class Host(ABC):
         self.loop: ProcessLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._leaving = False
+        self._retired = False
 
     @abstractmethod
     async def live(self, log: SimLog) -> None:
@@ -69,7 +76,7 @@ class Host(ABC):
         return self.loop is not None and not self.loop.dead
 
     def start(self) -> None:
-        if self.alive:
+        if self.alive or self._retired:
             return
         world = self.world
         self.lives += 1
@@ -113,7 +120,10 @@ class Host(ABC):
             world.after(world.between(20, 3_000), self.start)
 
     def may_end_with(self, error: BaseException) -> bool:
-        return isinstance(error, ENDED_BY_THE_WEATHER)
+        return isinstance(error, ENDED_BY_THE_WEATHER) or (
+            # The log was trimmed past a slow one: it comes back with a snapshot.
+            bool(self.world.weather.snapshots_ms) and isinstance(error, OffsetTrimmed)
+        )
 
     def crash(self) -> None:
         """Die at once. What was committed stays on the disk, or a part of it, or nothing."""
@@ -131,6 +141,12 @@ class Host(ABC):
     def down_ms(self) -> int:
         """How long until a crashed process is started again."""
         return self.world.between(20, 6_000)
+
+    def retire(self) -> None:
+        """Die, and never come back."""
+        self._retired = True
+        if self.loop is not None:
+            self.loop.kill()
 
     def fuse(self) -> None:
         """Die at some await soon."""

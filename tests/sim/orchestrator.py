@@ -17,6 +17,7 @@ from penstock.schemas.topics import BROADCAST
 from penstock.state.partition_store import BODIES, FOLD, META, PartitionStore, StoreIdentity
 from tests.sim import checks
 from tests.sim.referee import Referee
+from tests.sim.scale import retention_of
 from tests.sim.world import Cursor, World
 from tests.sim.writer import Writer
 
@@ -59,6 +60,7 @@ class OrchestratorProcess:
         self._stores = []
         for number in range(names.partitions):
             dump = self._disks[number]
+            dump = world.vault.newer_than("orchestrator", str(number), dump) or dump
             kv = MemoryStore((FOLD, BODIES, META, *FAMILIES)) if dump is None else MemoryStore.load(dump)
             self._stores.append(
                 PartitionStore(kv, StoreIdentity("sim", names.jobs, number, names.partitions))
@@ -79,6 +81,7 @@ class OrchestratorProcess:
         self.machine = OrchestratorMachine(
             self.name, self.incarnation, self._stores, self.now(),
             worker_partitions=names.worker_partitions, settle_ms=world.random.choice((0, 1_200)),
+            retention=retention_of(world.weather),
         )  # fmt: skip
         world.note(
             f"{self.name} starts as {self.incarnation[-5:]} from {[s.next_offset for s in self._stores]}"
@@ -125,6 +128,16 @@ class OrchestratorProcess:
 
         self.world.after(for_ms, resume)
 
+    def take_snapshots(self) -> None:
+        """Of some partitions, as they were committed last; then the log is trimmed."""
+        world = self.world
+        if self.machine is None or self.paused:
+            return
+        for store in self._stores:
+            if world.random.random() < 0.7:
+                world.vault.take("orchestrator", str(store.partition), _dump(store))
+        world.vault.trim({"orchestrator"})
+
     def usurp(self) -> None:
         """Claim some partition, whoever leads it, and however well."""
         machine = self.machine
@@ -160,6 +173,10 @@ class OrchestratorProcess:
         self._waking = False
         machine = self.machine
         if machine is None or self.paused:
+            return
+        if any(cursor.overtaken for cursor in self._jobs):
+            # The log was trimmed past this one: it ends, and comes back with what is kept.
+            self.crash()
             return
         inputs = self._inputs()
         led = {number for number, one in machine.partitions.items() if one.role == "leading"}

@@ -11,6 +11,8 @@ from penstock.schemas import events as ev
 from penstock.schemas.codec import encode_line
 from penstock.schemas.events import PRIORITIES
 from penstock.schemas.ids import partition_of
+from tests.core.newer_rules import Bumped
+from tests.sim.weather import VERB_AGE_MS
 from tests.sim.world import START_MS, World
 from tests.sim.writer import Writer
 
@@ -36,6 +38,8 @@ class Producer:
         self._steps, self._send = steps, send
         self._writer = Writer(world, "producer", patient=True)
         self._sent: list[ev.Enqueued] = []
+        self._patience_ms = VERB_AGE_MS if world.weather.forget_ms else 60_000
+        """How long a verb may be on its way."""
 
     def start(self) -> None:
         weather = self.world.weather
@@ -72,6 +76,11 @@ class Producer:
             self._odd(event)
         if world.chance(world.weather.verbs):
             world.after(world.between(0, 8_000), lambda: self._verb(event))
+        if world.weather.upgrade_ms and random.random() < 0.4:
+            bumped = Bumped(
+                id=f"bump.{job_id}", job=job_id, of=event.id, not_after=world.now_ms + self._patience_ms
+            )
+            world.after(world.between(0, 10_000), lambda: self._put(bumped))
         if world.chance(world.weather.verbs / 2):
             world.after(world.between(0, 12), lambda: self._change_of_mind(event))
 
@@ -109,7 +118,7 @@ class Producer:
 
     def _change_of_mind(self, event: ev.Enqueued) -> None:
         """Cancelled and wanted again at once, with luck just while it is being leased."""
-        about = {"job": event.job, "of": event.id, "not_after": self.world.now_ms + 60_000}
+        about = {"job": event.job, "of": event.id, "not_after": self.world.now_ms + self._patience_ms}
         lines = [
             encode_line(ev.CancelRequested(id=f"oh.{event.job}", **about)),
             encode_line(ev.RetryRequested(id=f"ah.{event.job}", **about)),
@@ -118,7 +127,11 @@ class Producer:
 
     def _verb(self, event: ev.Enqueued) -> None:
         world, random = self.world, self.world.random
-        about = {"job": event.job, "of": event.id, "not_after": world.now_ms + random.choice((500, 60_000))}
+        about = {
+            "job": event.job,
+            "of": event.id,
+            "not_after": world.now_ms + random.choice((500, self._patience_ms)),
+        }
         verb_id = f"verb.{random.getrandbits(40):x}"
         verb: ev.Event
         if random.random() < 0.6:

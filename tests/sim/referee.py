@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from penstock.core.job import TERMINAL, Job
 from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rules import RULES, RulesTable
 from penstock.log.port import Record
 from penstock.orchestrator.outputs import Outputs
 from penstock.schemas import events as ev
@@ -55,6 +56,7 @@ class Grant(NamedTuple):
     granted_ms: int
     checkpoint: bytes
     """The last one that was accepted before it; ``null`` if there is none."""
+    payload: bytes
 
 
 def plain_notes(value: bytes) -> set[tuple[int, int]]:
@@ -66,11 +68,14 @@ def plain_notes(value: bytes) -> set[tuple[int, int]]:
 class Referee:
     """Folds every record the moment it stands on the log, one record a batch.
 
-    ``read_notes`` reads a record of the quarantine topic.
+    ``read_notes`` reads a record of the quarantine topic; ``rules`` are those of the newest program.
     """
 
     def __init__(
-        self, world: World, read_notes: Callable[[bytes], set[tuple[int, int]]] = plain_notes
+        self,
+        world: World,
+        read_notes: Callable[[bytes], set[tuple[int, int]]] = plain_notes,
+        rules: RulesTable = RULES,
     ) -> None:
         self.world = world
         self._read_notes = read_notes
@@ -79,7 +84,9 @@ class Referee:
         """Ids of the accepted lines of each job, in order."""
         count = world.names.partitions
         self._rows: list[dict[bytes, bytes]] = [{} for _ in range(count)]
-        self.folds = [PartitionFold(number, count, self._rows[number].get) for number in range(count)]
+        self.folds = [
+            PartitionFold(number, count, self._rows[number].get, rules=rules) for number in range(count)
+        ]
         self.digests: dict[tuple[int, int], str] = {}
         self.books: dict[str, Book] = defaultdict(Book)
         self.jobs: dict[str, Job] = {}
@@ -189,10 +196,14 @@ class Referee:
 
     def _job(self, folded: Folded, event: ev.AnyEvent) -> None:
         world, key, job = self.world, folded.key, folded.after
-        assert job is not None, "nobody forgets jobs here"
         book = self.books[key]
         self.history[key].append(event.id)
         told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
+        if isinstance(event, ev.Forgotten):
+            self._forgotten(folded, key)
+            return
+        world.require(job is not None, told("a job is gone that nobody forgot"))
+        assert job is not None
         if isinstance(event, ev.Leased):
             world.require(not book.lease, told("two valid leases"))
             world.require(folded.position > book.fence, told("a fence went back"))
@@ -203,7 +214,7 @@ class Referee:
             self.lease_ids.add(event.id)
             self.grants[event.id] = Grant(
                 event.worker, event.incarnation, folded.position, event.attempt, key, world.mono_ms,
-                book.checkpoint,
+                book.checkpoint, book.payload,
             )  # fmt: skip
             book.lease, book.fence, book.seq = event.id, folded.position, 0
             book.leases += 1
@@ -220,7 +231,7 @@ class Referee:
             world.require(event.id not in self.verbs, told("a verb had its effect twice"))
             self.verbs.add(event.id)
         if isinstance(event, ev.Enqueued):
-            book.payload = bytes(event.payload)
+            book.payload, book.checkpoint = bytes(event.payload), b"null"
         elif isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
@@ -250,12 +261,32 @@ class Referee:
             book.dead_since = world.mono_ms
         self.jobs[key] = job
 
+    def _forgotten(self, folded: Folded, key: str) -> None:
+        """Only what has ended, long enough ago by the log's own time, and owes nobody anything."""
+        world, job = self.world, self.jobs.pop(key)
+        told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
+        world.require(job.state in TERMINAL, told("forgotten before its end"))
+        world.require(job.state != "dead" or job.dead_lettered, told("forgotten without its dead letter"))
+        age_ms = max(job.time_ms, folded.time_ms) - job.finished_at_ms
+        world.require(age_ms >= world.weather.forget_ms > 0, told(f"forgotten after {age_ms} ms"))
+        world.forgotten.add(key)
+        world.stats[f"jobs {job.state}"] += 1
+
     # At the end
+
+    def job_rows(self) -> dict[str, bytes]:
+        """Rows of all jobs, by key."""
+        return {
+            row[1:].decode(): data for rows in self._rows for row, data in rows.items() if row[:1] == b"j"
+        }
 
     def unfinished(self) -> list[str]:
         """What still stands open."""
         found = [f"{key} is {job.state}" for key, job in self.jobs.items() if job.state not in TERMINAL]
-        found += [f"{key} is on no partition" for key in sorted(self.enqueued) if key not in self.jobs]
+        if self.world.weather.forget_ms:
+            found += [f"{key} is not forgotten" for key in self.jobs]
+        known = self.jobs.keys() | self.world.forgotten
+        found += [f"{key} is on no partition" for key in sorted(self.enqueued - known)]
         found += [
             f"{key} is dead and has no dead letter"
             for key, job in self.jobs.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from penstock.api.app import create_app
@@ -12,6 +13,7 @@ from penstock.api.gateway import Gateway
 from penstock.api.metrics import ApiMetrics
 from penstock.api.registry import WorkerRegistry
 from penstock.client.idgen import new_id
+from penstock.core.rules import RULES
 from penstock.log.bundler import Bundler
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.orchestrator.machine import Inputs
@@ -21,28 +23,59 @@ from penstock.projections.read_model import ReadModelService, SharedReadModel
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
-from penstock.schemas.errors import Conflict
+from penstock.schemas.errors import Conflict, UnknownRules
 from penstock.workers.http_transport import HttpTransport
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.transport import Transport
+from tests.core.newer_rules import NEWER
 from tests.sim import checks
 from tests.sim.handlers import Witness, app_of
 from tests.sim.host import Host
 from tests.sim.network import Exchange, SimHttp
 from tests.sim.referee import Referee
+from tests.sim.scale import retention_of
 from tests.sim.simlog import SimLog
 from tests.sim.world import World
 
 
-class OrchestratorHost(Host):
+class FoldingHost(Host):
+    """A process that folds the jobs log, by the rules that its program has."""
+
+    def __init__(self, world: World, name: str, referee: Referee) -> None:
+        super().__init__(world, name)
+        self._referee = referee
+        self.rules = RULES
+
+    def upgrade(self) -> None:
+        """A newer program takes the place of the older one."""
+        if self.rules is not NEWER:
+            self.rules = NEWER
+            self.world.stats["programs upgraded"] += 1
+            self._replace_program(self.lives)
+
+    def _replace_program(self, life: int) -> None:
+        """One that sleeps, or is leaving already, is asked again."""
+        if self.alive and self.lives == life:
+            self.leave()
+            self.world.after(1_000, partial(self._replace_program, life))
+
+    def may_end_with(self, error: BaseException) -> bool:
+        if isinstance(error, UnknownRules) and self.rules is not NEWER:
+            # It was away when all were asked whether they can follow.
+            self.world.stats["older programs stopped"] += 1
+            self.rules = NEWER
+            return True
+        return super().may_end_with(error)
+
+
+class OrchestratorHost(FoldingHost):
     """``penstock orchestrator``."""
 
     role = "orchestrator"
 
     def __init__(self, world: World, name: str, referee: Referee) -> None:
-        super().__init__(world, name)
-        self._referee = referee
+        super().__init__(world, name, referee)
         self.service: Orchestrator | None = None
 
     async def live(self, log: SimLog) -> None:
@@ -58,7 +91,7 @@ class OrchestratorHost(Host):
         alone = world.weather.orchestrators == 1 and world.random.random() < 0.5
         self.service = Orchestrator(
             log, namespace, f"sim/{self.name}", name=self.name, settle_ms=0 if alone else 1_200, readers=readers,
-            store_factory=self.disk.open,
+            store_factory=self.disk.open, retention=retention_of(world.weather), rules=self.rules,
         )  # fmt: skip
         return self.service
 
@@ -119,7 +152,9 @@ class NodeHost(OrchestratorHost):
         async with reads, self._orchestrator(log, namespace, reads) as service:
             self._watch(service)
             self.reads = reads
-            async with ReadServer(reads, log, name=self.name, incarnation=new_id()) as server:
+            async with ReadServer(
+                reads, log, name=self.name, incarnation=new_id(), rules=self.rules
+            ) as server:
                 await self.until_end(service.failure, reads.failure, server.failure)
 
     def forget(self) -> None:
@@ -133,14 +168,13 @@ class NodeHost(OrchestratorHost):
                     checks.check_views(self.world, part, self.name)
 
 
-class ProjectionHost(Host):
+class ProjectionHost(FoldingHost):
     """``penstock projection``."""
 
     role = "projection"
 
     def __init__(self, world: World, name: str, referee: Referee) -> None:
-        super().__init__(world, name)
-        self._referee = referee
+        super().__init__(world, name, referee)
         self.reads: ReadModelService | None = None
 
     async def live(self, log: SimLog) -> None:
@@ -151,11 +185,14 @@ class ProjectionHost(Host):
             f"sim/{self.name}",
             generation=namespace.generation,
             store_factory=self.disk.open,
+            rules=self.rules,
         )
         self._watch(service)
         async with service:
             self.reads = service
-            async with ReadServer(service, log, name=self.name, incarnation=new_id()) as server:
+            async with ReadServer(
+                service, log, name=self.name, incarnation=new_id(), rules=self.rules
+            ) as server:
                 await self.until_end(service.failure, server.failure)
 
     def forget(self) -> None:

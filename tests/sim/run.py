@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from unittest import mock
 
-from penstock.orchestrator import backlog, timers
 from tests.sim import checks
 from tests.sim.orchestrator import OrchestratorProcess
 from tests.sim.producer import TYPES, Producer
 from tests.sim.referee import Referee
+from tests.sim.scale import scaled
 from tests.sim.weather import Weather, draw
 from tests.sim.worker import ModelWorker
 from tests.sim.world import World
@@ -49,11 +48,7 @@ class Run:
         Raises:
             Violation: with the seed and the last events.
         """
-        window = self.weather.window
-        with (
-            mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)),
-            mock.patch.object(timers, "HORIZON_MS", self.weather.horizon_ms),
-        ):
+        with scaled(self.weather):
             self._go()
 
     def _go(self) -> None:
@@ -78,6 +73,7 @@ class Run:
         for victims, every_ms, strike in (
             (self.orchestrators, weather.orchestrator_trouble_ms, self._strike_orchestrator),
             (self.workers, weather.worker_trouble_ms, self._strike_worker),
+            (self.orchestrators, weather.snapshots_ms, OrchestratorProcess.take_snapshots),
         ):
             at_ms = 0.0
             while every_ms and (at_ms := at_ms + random.expovariate(1 / every_ms)) < weather.storm_ms:

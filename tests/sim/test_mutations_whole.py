@@ -11,17 +11,22 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from penstock.core import job
+from penstock.core.job import TERMINAL, Place
+from penstock.core.partition import PartitionFold
 from penstock.log.bundler import Bundler
 from penstock.log.port import Appended
-from penstock.orchestrator import fleet
+from penstock.orchestrator import fleet, partition
+from penstock.orchestrator.retention import Retention
 from penstock.projections.projector import Projector
 from penstock.projections.service import ProjectionService
+from penstock.schemas import events as ev
 from penstock.schemas.errors import AppendUnknown
 from penstock.state.partition_store import META, PartitionStore
 from penstock.workers.memory import FinishedLeases
 from penstock.workers.session import Session
 from tests.sim import whole
-from tests.sim.weather import Weather
+from tests.sim.weather import FORGET_MS, Weather
 from tests.sim.whole import simulate_whole
 from tests.sim.world import Violation
 
@@ -52,6 +57,9 @@ CLOCKS = Weather(
 READERS = Weather(storm_ms=8_000, partitions=1, projections=2, workers=1, jobs=30, process_trouble_ms=400)
 UNKNOWN = Weather(storm_ms=5_000, partitions=1, jobs=15, append_fault=0.3)
 CRASHES = Weather(storm_ms=6_000, partitions=2, projections=2, jobs=20, crash_in_writes=0.1)
+UPGRADE = Weather(storm_ms=8_000, partitions=1, workers=1, orchestrators=2, jobs=60, upgrade_ms=200)
+COPY = Weather(storm_ms=4_000, partitions=2, orchestrators=1, jobs=15, verbs=0.5, odd_lines=0.5, copy_to=3)
+FORGETFUL = Weather(storm_ms=4_000, partitions=1, orchestrators=1, jobs=10, forget_ms=FORGET_MS)
 
 
 class Mistake(NamedTuple):
@@ -161,6 +169,26 @@ def believe_the_highest_incarnation_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(whole, "CLEAR_SKY_MS", 60_000)
 
 
+def leave_a_job_in_the_lane_that_it_waited_in(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(partition, "lane_of", lambda job: None)
+    patch.setattr(whole, "CLEAR_SKY_MS", 30_000)
+
+
+def copy_lines_with_the_time_of_their_copying(patch: pytest.MonkeyPatch) -> None:
+    take = PartitionFold._copied_line
+
+    def now(self: PartitionFold, position: int, line: bytes, place: Place, *others: Any) -> Any:
+        return take(self, position, line, Place(place.position, place.time_ms + 1), *others)
+
+    patch.setattr(PartitionFold, "_copied_line", now)
+
+
+def forget_without_looking_at_the_age(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Retention, "is_over", lambda self, job, log_ms: job.state in TERMINAL)
+    rule = job._RULES[ev.Forgotten]
+    patch.setitem(job._RULES, ev.Forgotten, rule._replace(refuses=lambda *_: None))
+
+
 MISTAKES = [
     Mistake(name_nothing_in_heartbeats, FAIR),
     Mistake(renew_at_the_gateway_what_nobody_named, GATEWAY),
@@ -172,6 +200,9 @@ MISTAKES = [
     Mistake(answer_reads_at_once, READERS),
     Mistake(take_the_unknown_for_written, UNKNOWN),
     Mistake(believe_the_highest_incarnation_for_ever, CLOCKS, seeds=60),
+    Mistake(leave_a_job_in_the_lane_that_it_waited_in, UPGRADE),
+    Mistake(copy_lines_with_the_time_of_their_copying, COPY),
+    Mistake(forget_without_looking_at_the_age, FORGETFUL),
 ]
 
 
@@ -193,7 +224,11 @@ def finding_of(seeds: Sequence[int], weather: Weather) -> str:
     return ""
 
 
-@pytest.mark.parametrize("weather", [FAIR, STORM, GATEWAY], ids=["fair", "storm", "gateway"])
+@pytest.mark.parametrize(
+    "weather",
+    [FAIR, STORM, GATEWAY, UPGRADE, COPY, FORGETFUL],
+    ids=["fair", "storm", "gateway", "upgrade", "copy", "forgetful"],
+)
 def test_without_a_mistake_nothing_is_found(weather: Weather) -> None:
     assert finding_of(range(4_000, 4_004), weather) == ""
 

@@ -6,6 +6,12 @@ from random import Random
 
 from msgspec import Struct
 
+VERB_AGE_MS = 8_000
+"""How far ahead a verb's ``not_after`` may lie where jobs are forgotten: what is minutes otherwise would never end."""
+
+FORGET_MS = 2 * VERB_AGE_MS
+"""The shortest time that a job may stay after its end."""
+
 
 class Weather(Struct, frozen=True):
     """Probabilities are for each occasion, times are virtual ms."""
@@ -37,6 +43,10 @@ class Weather(Struct, frozen=True):
     """Jobs of a lane that a backlog keeps in memory."""
     horizon_ms: int = 60_000
     """How far ahead timers are kept in memory."""
+    forget_ms: int = 0
+    """How long jobs stay after their end; 0 is for ever."""
+    snapshots_ms: int = 0
+    """Mean time between snapshots, each followed by a trim of the log; 0 is never."""
 
     # Only where whole processes are simulated
 
@@ -56,6 +66,10 @@ class Weather(Struct, frozen=True):
     """Turns of an event loop that come up to 300 ms late."""
     process_trouble_ms: int = 0
     """Mean time between crashes, pauses, cuts and orderly stops of any process."""
+    upgrade_ms: int = 0
+    """When programs with newer rules begin to take the place of the older ones; 0 is never."""
+    copy_to: int = 0
+    """Into so many partitions the log is copied when all is done; 0 is not at all."""
 
     @property
     def calm(self) -> bool:
@@ -105,6 +119,8 @@ def draw(random: Random) -> Weather:
         give_up=some(0.2),
         window=random.choice((2, 8_192)),
         horizon_ms=random.choice((500, 60_000)),
+        forget_ms=random.choice((0, 0, FORGET_MS)),
+        snapshots_ms=random.choice((0, 0, 1_500)),
     )
 
 
@@ -118,6 +134,8 @@ def draw_whole(random: Random) -> Weather:
     only_workers = random.random() < 0.1
     quiet = calm or only_workers
     nodes = random.random() < 0.3
+    # What is copied is a log that was never trimmed.
+    snapshots_ms = 0 if quiet else random.choice((0, 0, 1_500))
     return Weather(
         storm_ms=random.choice((4_000, 7_000, 12_000)),
         partitions=random.choice((1, 2, 3)),
@@ -146,4 +164,8 @@ def draw_whole(random: Random) -> Weather:
         drift=random.choice((0.0, 0.0, 0.01)),
         crash_in_writes=0 if quiet else some(0.005),
         slow_turns=0 if quiet else some(0.02),
+        forget_ms=random.choice((0, 0, FORGET_MS)),
+        snapshots_ms=snapshots_ms,
+        upgrade_ms=random.choice((0, 0, 0, 1_000, 4_000)),
+        copy_to=0 if snapshots_ms else random.choice((0, 0, 0, 1, 2, 5)),
     )

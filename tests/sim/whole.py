@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from unittest import mock
 
 import msgspec
 
 from penstock.core.job_state import TERMINAL
-from penstock.orchestrator import backlog, timers
 from penstock.orchestrator.outbox import QuarantineLine
-from penstock.projections.port import JobView
+from penstock.projections.port import HistoryPage, JobView
 from penstock.schemas import events as ev
+from penstock.schemas.ids import partition_of
 from penstock.schemas.position import parse
+from tests.core.newer_rules import NEWER
 from tests.sim import checks
 from tests.sim.clients import ProducerHost
 from tests.sim.clocks import virtual_clocks
 from tests.sim.handlers import Stage, Witness
 from tests.sim.host import Host
 from tests.sim.network import Exchange
+from tests.sim.operators import CopierHost, UpgraderHost
 from tests.sim.producer import STEPS, TYPES, Producer
 from tests.sim.referee import Referee
-from tests.sim.roles import ApiHost, NodeHost, OrchestratorHost, ProjectionHost, WorkerHost
+from tests.sim.roles import ApiHost, FoldingHost, NodeHost, OrchestratorHost, ProjectionHost, WorkerHost
+from tests.sim.scale import scaled
 from tests.sim.weather import Weather, draw_whole
 from tests.sim.world import World
 
 CLEAR_SKY_MS = 300_000
 MORE_STEPS = (*STEPS, "ok", "ok", "deaf", "cancelled", "exit")
+LAST_WORDS_MS = 40_000
+"""After the storm, how long somebody may change his mind about a job, or send a line again."""
+
 ALREADY_ENDED_MS = 6_000
 """Beyond two lengths of a lease, when the lease of a process that is gone must have ended."""
 
@@ -57,7 +62,7 @@ class WholeRun:
     def __init__(self, seed: int, weather: Weather | None = None) -> None:
         self.weather = weather = weather or draw_whole(Random(seed))
         world = self.world = World(seed, weather)
-        referee = self.referee = Referee(world, _notes)
+        referee = self.referee = Referee(world, _notes, NEWER)
         self.witness = Witness(world, referee)
         kind = NodeHost if weather.nodes else OrchestratorHost
         self.orchestrators = [kind(world, f"o{number}", referee) for number in range(weather.orchestrators)]
@@ -75,9 +80,10 @@ class WholeRun:
         self.producers = [ProducerHost(world, "log-producer")]
         if doors:
             self.producers.append(ProducerHost(world, "rest-producer", doors))
-        self.hosts: list[Host] = [
-            *self.orchestrators, *self.projections, *self.apis, *self.workers, *self.producers
-        ]  # fmt: skip
+        self.folding: list[FoldingHost] = [*self.orchestrators, *self.projections]
+        self.hosts: list[Host] = [*self.folding, *self.apis, *self.workers, *self.producers]
+        self.upgrader = UpgraderHost(world, self.folding) if weather.upgrade_ms else None
+        self.everybody: list[Host] = self.hosts + ([] if self.upgrader is None else [self.upgrader])
         self.producer = Producer(world, MORE_STEPS, self._send)
         self._clear_ms = 0
         self.expected: dict[str, tuple[str, ...]] = {}
@@ -104,13 +110,8 @@ class WholeRun:
         Raises:
             Violation: with the seed and the last events.
         """
-        window = self.weather.window
         Stage.witness = self.witness
-        with (
-            mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)),
-            mock.patch.object(timers, "HORIZON_MS", self.weather.horizon_ms),
-            virtual_clocks(self.world),
-        ):
+        with scaled(self.weather), virtual_clocks(self.world):
             self._go()
 
     def _go(self) -> None:
@@ -119,6 +120,9 @@ class WholeRun:
             world.after(world.between(0, 200), host.start)
         self.producer.start()
         self._trouble()
+        self._plan_snapshots()
+        if self.upgrader is not None:
+            self.upgrader.plan()
         world.after(1_000, self._look)
         world.run(self.weather.storm_ms)
         self._clear_up()
@@ -126,16 +130,34 @@ class WholeRun:
         self._clear_ms = world.mono_ms
         world.run(world.mono_ms + CLEAR_SKY_MS, self._all_done)
         self._reckon()
+        if self.weather.copy_to:
+            # Nobody may have anything left to write.
+            world.run(world.mono_ms + LAST_WORDS_MS)
+            world.run(world.mono_ms + CLEAR_SKY_MS, self._all_done)
+            for host in self.everybody:
+                host.retire()
+            CopierHost(world, self.referee).copy_to_the_end()
         world.stats["virtual ms"] = world.mono_ms
         world.stats["steps"] = world.steps
 
     def _clear_up(self) -> None:
         self.world.clear_up()
         self.world.note("the sky clears")
-        for host in self.hosts:
+        for host in self.everybody:
             host.senses.clear()
             if host.loop is not None:
                 host.loop.fuse = -1
+
+    def _plan_snapshots(self) -> None:
+        world, every_ms = self.world, self.weather.snapshots_ms
+        at_ms = 0.0
+        while every_ms and (at_ms := at_ms + world.random.expovariate(1 / every_ms)) < self.weather.storm_ms:
+            world.after(int(at_ms), self._take_snapshots)
+
+    def _take_snapshots(self) -> None:
+        """Some process, alive or not, has its folders kept; then the log is trimmed."""
+        self.world.random.choice(self.folding).disk.take_snapshots()
+        self.world.vault.trim({host.role for host in self.folding})
 
     # Trouble
 
@@ -242,6 +264,8 @@ class WholeRun:
                 if at < end:
                     found.append(f"{host.name} is at {at} of {end} in {number}")
         found += [f"{host.name} does not run" for host in (*self.orchestrators, *self.apis) if not host.alive]
+        if self.upgrader is not None:
+            found += self.upgrader.unfinished(self.referee)
         return found or self.witness.still_running()
 
     # At the end
@@ -256,7 +280,9 @@ class WholeRun:
             self._reckon_reads(host)
         for host in self.producers:
             for job in host.told:
-                world.require(f"default/{job}" in self.referee.jobs, f"{job} was acknowledged and is lost")
+                key = f"default/{job}"
+                known = key in self.referee.jobs or key in world.forgotten
+                world.require(known, f"{job} was acknowledged and is lost")
         if self.weather.calm and not self.weather.verbs:
             self._reckon_calm()
         for job in self.referee.jobs.values():
@@ -284,16 +310,18 @@ class WholeRun:
             for key, job in store.committed_jobs():
                 world.require(job.state in TERMINAL, f"{host.name} has {key} as {job.state}")
                 self._reckon_view(host.name, key, part.queries.view(key))
-                page = part.queries.history(key, 1_000, "")
-                ids = [] if page is None else [
-                    msgspec.json.decode(item.event)["id"] for item in page.items if item.outcome == "applied"
-                ]  # fmt: skip
-                world.require(
-                    ids == self.referee.history[key],
-                    lambda key=key, ids=ids: (
-                        f"{host.name}: history of {key}: {ids}, not {self.referee.history[key]}"
-                    ),
-                )
+            for key, wanted in self.referee.history.items():
+                if key and partition_of(key.partition("/")[2], world.names.partitions) == store.partition:
+                    self._reckon_history(host.name, key, part.queries.history(key, 1_000, ""), wanted)
+                    if key not in self.referee.jobs:
+                        gone = part.queries.view(key) is None
+                        world.require(gone, f"{host.name} shows {key}, which was forgotten")
+
+    def _reckon_history(self, who: str, key: str, page: HistoryPage | None, wanted: list[str]) -> None:
+        """All accepted lines of a job, of those that were forgotten as well."""
+        items = [] if page is None else page.items
+        ids = [msgspec.json.decode(item.event)["id"] for item in items if item.outcome == "applied"]
+        self.world.require(ids == wanted, lambda: f"{who}: history of {key}: {ids}, not {wanted}")
 
     def _reckon_view(self, who: str, key: str, view: JobView | None) -> None:
         """What is shown of a job is what the log says of it."""
@@ -314,6 +342,8 @@ class WholeRun:
         self.world.require(not count, f"{count} leases ran out in fair weather")
         for job_id, wanted in self.expected.items():
             job = self.referee.jobs.get(f"default/{job_id}")
+            if job is None and f"default/{job_id}" in self.world.forgotten:
+                continue
             self.world.require(
                 job is not None and job.state in wanted,
                 lambda job=job, job_id=job_id, wanted=wanted: (

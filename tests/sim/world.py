@@ -15,6 +15,7 @@ from penstock.log.port import Appended, Headers, Record
 from penstock.schemas.messages import encode_messages
 from penstock.schemas.topics import Topics
 from tests.sim.tcp import Network
+from tests.sim.vault import Vault
 from tests.sim.weather import Weather
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class World:
         self.stats: Counter[str] = Counter()
         self.runs: Counter[str] = Counter()
         """How often each job's handler was started."""
+        self.forgotten: set[str] = set()
+        """Keys of jobs that were forgotten, whether they came again or not."""
         self.trace: deque[tuple[int, str]] = deque(maxlen=TOLD)
         self._chain = sha256()
         self._numbers = 0
@@ -91,6 +94,7 @@ class World:
         self.names = Topics("sim", partitions=weather.partitions, work_partitions=4, worker_partitions=2)
         self.topics = SimTopics(self)
         self.topics.ensure(topic_specs(self.names))
+        self.vault = Vault(self)
         self.listeners: dict[tuple[str, int], list[Listener]] = {}
         self.on_job_record: Callable[[Record], None] = lambda record: None
         self._skew_ms = 0
@@ -229,6 +233,11 @@ class Cursor:
         if records:
             self.offset = records[-1].offset + 1
         return records
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether what comes next was trimmed."""
+        return self.offset < self._topics.bounds(self.topic, self.partition).start
 
     @property
     def behind(self) -> int:
