@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ import pytest
 from tests.kafka_broker import Broker
 from tests.kafka_jars import KafkaUnavailable
 from tests.kafka_shared import bootstrap_of_run, end_of_run
+from tests.s3_server import BUCKET, s3_server
 
 _RUN_FOLDER = pytest.StashKey[Path]()
 _OWNER_PID = pytest.StashKey[int]()
@@ -69,6 +70,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(
             f"{len(skipped)} tests skipped, {str(skipped[0].longrepr[2]).removeprefix('Skipped: ')}"
         )
+
+
+@pytest.fixture(scope="session")
+def _s3_environment() -> Iterator[Mapping[str, str]]:
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3_url(_s3_environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of its own for each test in the bucket of an S3 server, which the environment names."""
+    for name, value in _s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4()}"
 
 
 @pytest.fixture(scope="session")

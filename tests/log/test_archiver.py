@@ -36,9 +36,11 @@ from tests.state.writing import Writer
 from tests.waiting import until
 
 
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return open_blobs(str(tmp_path / "archive"))
+@pytest.fixture(params=["folder", "bucket"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    return open_blobs(
+        str(tmp_path / "archive") if request.param == "folder" else request.getfixturevalue("s3_url")
+    )
 
 
 @pytest.fixture

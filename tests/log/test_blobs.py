@@ -1,4 +1,4 @@
-"""Stores of objects: one suite for a folder and for memory, and what only a folder or a bucket can do wrong."""
+"""Stores of objects: one suite for a folder, memory and a bucket, and what only a folder or a bucket can do wrong."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from penstock.log.blobs import Blobs, open_blobs
 from penstock.schemas.errors import BlobMissing, BlobsUnavailable, SettingsInvalid
 
 
-@pytest.fixture(params=["folder", "file-url", "memory"])
+@pytest.fixture(params=["folder", "file-url", "memory", "bucket"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    if request.param == "bucket":
+        return open_blobs(request.getfixturevalue("s3_url"))
     folder = tmp_path / "a store"
     urls = {
         "folder": str(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ def store_factory(request: pytest.FixtureRequest) -> StoreFactory:
     return Shelf() if request.param == "memory" else rocks_store
 
 
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
+@pytest.fixture(params=["memory", "bucket"])
+async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
     """Two partitions, each with the line of its leader."""
-    found = Scene(tmp_path)
+    url = request.getfixturevalue("s3_url") if request.param == "bucket" else f"memory://{uuid.uuid4()}"
+    found = Scene(tmp_path, url)
     await found.log.ensure_topics([TopicSpec(TOPIC, PARTITIONS)])
     for partition in range(PARTITIONS):
         await found.write(0, partition)

@@ -33,10 +33,10 @@ def identity(partition: int = 0) -> StoreIdentity:
 class Scene:
     """A log of two partitions, a store of objects, and replicas that fold into folders of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, blobs_url: str) -> None:
         self.folder = folder
         self.log = MemoryLog(now_ms=lambda: START_MS)
-        self.blobs = open_blobs(f"memory://{uuid.uuid4()}")
+        self.blobs = open_blobs(blobs_url)
         self.snapshots = Snapshots(self.blobs, every_s=300, keep=3)
         self.writers = [Writer(partition=number, partitions=PARTITIONS) for number in range(PARTITIONS)]
         self._written = [0] * PARTITIONS
