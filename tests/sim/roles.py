@@ -46,6 +46,13 @@ class FoldingHost(Host):
         super().__init__(world, name)
         self._referee = referee
         self.rules = RULES
+        self._running = RULES
+        """Those of the program that runs now, or ran last."""
+
+    def start(self) -> None:
+        if not self.alive:
+            self._running = self.rules
+        super().start()
 
     def upgrade(self) -> None:
         """A newer program takes the place of the older one."""
@@ -61,7 +68,7 @@ class FoldingHost(Host):
             self.world.after(1_000, partial(self._replace_program, life))
 
     def may_end_with(self, error: BaseException) -> bool:
-        if isinstance(error, UnknownRules) and self.rules is not NEWER:
+        if isinstance(error, UnknownRules) and self._running is not NEWER:
             # It was away when all were asked whether they can follow.
             self.world.stats["older programs stopped"] += 1
             self.rules = NEWER

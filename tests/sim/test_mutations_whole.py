@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -212,7 +214,16 @@ def _silent() -> Iterator[None]:
     yield
     # What a world that was given up in the middle leaves behind goes now, and not in somebody else's test.
     gc.collect()
+    _close_the_loop_of_nobody()
     logging.disable(logging.NOTSET)
+
+
+def _close_the_loop_of_nobody() -> None:
+    """A coroutine that ends outside of every loop may ask asyncio for one, which then makes it."""
+    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+        warnings.simplefilter("ignore")
+        asyncio.get_event_loop().close()
+    asyncio.set_event_loop(None)
 
 
 def finding_of(seeds: Sequence[int], weather: Weather) -> str:

@@ -6,7 +6,7 @@ from random import Random
 
 from msgspec import Struct
 
-VERB_AGE_MS = 8_000
+VERB_AGE_MS = 4_000
 """How far ahead a verb's ``not_after`` may lie where jobs are forgotten: what is minutes otherwise would never end."""
 
 FORGET_MS = 2 * VERB_AGE_MS
@@ -119,7 +119,7 @@ def draw(random: Random) -> Weather:
         give_up=some(0.2),
         window=random.choice((2, 8_192)),
         horizon_ms=random.choice((500, 60_000)),
-        forget_ms=random.choice((0, 0, FORGET_MS)),
+        forget_ms=random.choice((0, 0, 0, FORGET_MS)),
         snapshots_ms=random.choice((0, 0, 1_500)),
     )
 
@@ -164,8 +164,8 @@ def draw_whole(random: Random) -> Weather:
         drift=random.choice((0.0, 0.0, 0.01)),
         crash_in_writes=0 if quiet else some(0.005),
         slow_turns=0 if quiet else some(0.02),
-        forget_ms=random.choice((0, 0, FORGET_MS)),
+        forget_ms=random.choice((0, 0, 0, FORGET_MS)),
         snapshots_ms=snapshots_ms,
-        upgrade_ms=random.choice((0, 0, 0, 1_000, 4_000)),
-        copy_to=0 if snapshots_ms else random.choice((0, 0, 0, 1, 2, 5)),
+        upgrade_ms=random.choice((0, 0, 0, 0, 0, 1_000, 4_000)),
+        copy_to=0 if snapshots_ms else random.choice((0, 0, 0, 0, 0, 0, 1, 2, 5)),
     )

@@ -30,7 +30,7 @@ from tests.sim.world import World
 
 CLEAR_SKY_MS = 300_000
 MORE_STEPS = (*STEPS, "ok", "ok", "deaf", "cancelled", "exit")
-LAST_WORDS_MS = 40_000
+LAST_WORDS_MS = 25_000
 """After the storm, how long somebody may change his mind about a job, or send a line again."""
 
 ALREADY_ENDED_MS = 6_000
