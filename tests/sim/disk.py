@@ -7,14 +7,12 @@ from typing import Any
 
 from penstock.log import kv
 from penstock.log.store_memory import MemoryStore
+from tests.sim.vault import Dump
 from tests.sim.world import World
 
 
 class PowerCut(BaseException):
     """The process is dead; what its code still does while this passes through it reaches nothing any more."""
-
-
-Dump = dict[str, dict[bytes, bytes]]
 
 
 class DiskStore(MemoryStore):

@@ -18,11 +18,11 @@ from penstock.state.partition_store import BODIES, FOLD, META, PartitionStore, S
 from tests.sim import checks
 from tests.sim.referee import Referee
 from tests.sim.scale import retention_of
+from tests.sim.vault import Dump
 from tests.sim.world import Cursor, World
 from tests.sim.writer import Writer
 
 READ_BACK_MS = 5_000
-Dump = dict[str, dict[bytes, bytes]]
 
 
 class OrchestratorProcess:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEPT = 2
 
 Dump = dict[str, dict[bytes, bytes]]
+"""All rows of a store, by family."""
 
 
 class Snapshot(NamedTuple):
