@@ -9,6 +9,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from penstock.log.port import Log, Record
+from penstock.schemas.errors import OffsetBeyondEnd, OffsetTrimmed
 from penstock.schemas.messages import Beat, Heartbeat, Serving, decode_reports, decode_signals
 from penstock.schemas.topics import BROADCAST, Topics
 
@@ -54,13 +55,19 @@ def _note(known: dict[str, _Word], name: str, word: _Word, leaving: bool) -> Non
 
 
 async def listen(log: Log, topics: Topics, listen_ms: int = LISTEN_MS) -> Heard:
-    """Listen for so long to what is said from now on. Raises LogUnavailable."""
+    """Listen for so long to what is said from now on; all of it is said again and again. Raises LogUnavailable."""
     places = [(topics.signals, BROADCAST), *((topics.workers, n) for n in range(topics.worker_partitions))]
     ends = await asyncio.gather(*(log.bounds(*place) for place in places))
     heard = Heard()
     until_s = time.monotonic() + listen_ms / 1_000
     async with log.tail({place: bounds.end for place, bounds in zip(places, ends, strict=True)}) as tail:
         while (left_s := until_s - time.monotonic()) > 0:
-            for record in await tail.poll(max(1, int(left_s * 1_000))):
+            try:
+                records = await tail.poll(max(1, int(left_s * 1_000)))
+            except (OffsetTrimmed, OffsetBeyondEnd) as error:
+                missed = error.details["topic"], error.details["partition"]
+                tail.follow(*missed, (await log.bounds(*missed)).end)
+                continue
+            for record in records:
                 heard.take(record, topics)
     return heard

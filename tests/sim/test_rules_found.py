@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from penstock.log.hearing import listen
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import open_namespace
 from penstock.log.store_memory import MemoryStore
@@ -80,6 +82,20 @@ async def test_hints_that_were_trimmed_while_a_process_slept_end_neither_orchest
         await until(heard, orchestrator, reads)
         assert not orchestrator.failure.done()
         assert not reads.failure.done()
+
+
+async def test_who_listens_for_the_living_hears_them_over_a_gap() -> None:
+    log, topics = MemoryLog(), Topics("t", partitions=1, work_partitions=2, worker_partitions=1)
+    await open_namespace(log, topics)
+    listening = asyncio.ensure_future(listen(log, topics, 500))
+    serving = Serving(projection="p", incarnation="i", address="p:1", partitions={0: 0}, at=0)
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        log.topics.append(topics.signals, BROADCAST, encode_messages([serving]))
+        log.topics.truncate(topics.signals, BROADCAST, log.topics.bounds(topics.signals, BROADCAST).end)
+        await asyncio.sleep(0.05)
+    log.topics.append(topics.signals, BROADCAST, encode_messages([serving]))
+    assert (await listening).names() == ["projection p"]
 
 
 def memory_store(path: str, families: Sequence[str]) -> MemoryStore:

@@ -18,7 +18,7 @@ from tests.sim.whole import simulate_whole
 from tests.sim.worlds import WHOLE_EVERY, play
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "1200"))
 CHUNK = 20
 CHUNKS = 4
 
