@@ -88,8 +88,17 @@ def measure(parts: Sequence[str], peers: Sequence[type[Peer]], plan: Plan) -> It
             try:
                 yield from ALONE[part](broker, plan)
             except (Wrong, AssertionError, OSError) as error:
-                print(f"  {part}: FAILED: {error}", flush=True)
+                print(f"  {part}: FAILED: {_with_causes(error)}", flush=True)
                 plan.failures.append(part)
+
+
+def _with_causes(error: BaseException) -> str:
+    """What failed, and what had failed before it: what is wrong while all is put away hides what was wrong first."""
+    told = [str(error) or type(error).__name__]
+    while (error_before := error.__context__) is not None:
+        error = error_before
+        told.append(str(error) or type(error).__name__)
+    return "\n  before that: ".join(told)
 
 
 def _systems(broker: Broker, peers: Sequence[type[Peer]], stack: ExitStack) -> list[System]:

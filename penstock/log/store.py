@@ -62,6 +62,11 @@ def _options(tuning: Tuning, *, wal: bool) -> rocks.Options:
     table.set_block_cache(_shared_cache(tuning.block_cache_bytes))
     table.set_bloom_filter(10, False)
     table.set_block_size(16 * 1024)
+    # A large file's index and filter in one block each would be larger than a shard of the cache, and read anew for
+    # every key that is asked for: in parts they stay.
+    table.set_index_type(rocks.BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(4 * 1024)
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     options = rocks.Options(raw_mode=True)

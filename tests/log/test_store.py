@@ -13,7 +13,7 @@ import pytest
 
 from penstock.log import store as store_module
 from penstock.log.kv import KeyValueStore
-from penstock.log.store import Store
+from penstock.log.store import Store, Tuning
 from penstock.log.store_lock import hold_folder
 from penstock.log.store_memory import MemoryStore
 from penstock.schemas.errors import DiskFailed, LogCorrupt, StoreLocked
@@ -127,7 +127,7 @@ def test_content_survives_a_close_whatever_is_left_open(tmp_path: Path, wal: boo
 def test_a_store_without_wal_that_dies_loses_the_tail_of_all_families_alike(tmp_path: Path) -> None:
     code = """
 import os, sys
-from penstock.log.store import Store
+from penstock.log.store import Store, Tuning
 store = Store(sys.argv[1], ("jobs", "timers"), wal=False)
 for number in range(2_000):
     batch = store.batch()
@@ -258,3 +258,28 @@ def test_a_folder_that_cannot_be_opened_is_a_readable_error(tmp_path: Path) -> N
     (tmp_path / "s" / "LOCK").mkdir(parents=True)
     with pytest.raises(DiskFailed, match=f"The store in {tmp_path}/s cannot be opened"):
         Store(tmp_path / "s", ("a",))
+
+
+def test_a_large_store_is_not_read_anew_for_each_key(tmp_path: Path) -> None:
+    """Filters of large files are kept in parts: one whole is larger than a shard of the cache, and would be read again
+    for every key. Counted are the bytes that this process reads, from wherever."""
+    tuning = Tuning(block_cache_bytes=2 * 1024 * 1024)
+    with Store(str(tmp_path), ("rows",), tuning=tuning) as store:
+        for first in range(0, 600_000, 50_000):
+            batch = store.batch()
+            for number in range(first, first + 50_000):
+                batch.put("rows", b"%012d" % (2 * number), b"")
+            store.write(batch)
+        store.flush()
+        # What is new is never let go of: what is old is what counts.
+        store._families["rows"]._rdict.compact_range(None, None)
+    with Store(str(tmp_path), ("rows",), tuning=tuning) as store:
+        before = _bytes_read()
+        for number in range(1, 400_000, 2_000):
+            assert store.get("rows", b"%012d" % number) is None
+        assert _bytes_read() - before < 50 * 1024 * 1024
+
+
+def _bytes_read() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines())
+    return int(fields["rchar"])
