@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
 
-from tests.waiting import free_port
+from tests.waiting import free_port, wait_for
 
 BUCKET = "bucket"
 START_TIMEOUT_S = 60.0
@@ -32,25 +31,30 @@ def s3_server() -> Iterator[Mapping[str, str]]:
     )
     try:
         _make_bucket(process, url)
-        yield {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ALLOW_HTTP": "true",
-        }
+        yield s3_environment(url)
     finally:
         process.kill()
         process.wait()
 
 
+def s3_environment(url: str) -> Mapping[str, str]:
+    """In which ``s3://`` is the server at ``url``."""
+    return {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
 def _make_bucket(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while True:
+    def made() -> bool:
         try:
-            httpx.put(f"{url}/{BUCKET}").raise_for_status()
-            return
+            return httpx.put(f"{url}/{BUCKET}").raise_for_status().is_success
         except httpx.TransportError as error:
-            if process.poll() is not None or time.monotonic() > deadline_s:
+            if process.poll() is not None:
                 raise RuntimeError("the S3 server did not start") from error
-            time.sleep(0.1)
+            return False
+
+    wait_for("the S3 server takes a bucket", made, START_TIMEOUT_S)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from penstock.log.port import Log, Record
+from penstock.log.port import Log, Record, Tail
 from penstock.schemas.errors import OffsetBeyondEnd, OffsetTrimmed
 from penstock.schemas.messages import Beat, Heartbeat, Serving, decode_reports, decode_signals
 from penstock.schemas.topics import BROADCAST, Topics
@@ -65,9 +65,14 @@ async def listen(log: Log, topics: Topics, listen_ms: int = LISTEN_MS) -> Heard:
             try:
                 records = await tail.poll(max(1, int(left_s * 1_000)))
             except (OffsetTrimmed, OffsetBeyondEnd) as error:
-                missed = error.details["topic"], error.details["partition"]
-                tail.follow(*missed, (await log.bounds(*missed)).end)
+                await go_on_behind(log, tail, error)
                 continue
             for record in records:
                 heard.take(record, topics)
     return heard
+
+
+async def go_on_behind(log: Log, tail: Tail, error: OffsetTrimmed | OffsetBeyondEnd) -> None:
+    """Let go of what a tail has missed of the partition that ``error`` is about: for what is said again and again."""
+    missed = error.details["topic"], error.details["partition"]
+    tail.follow(*missed, (await log.bounds(*missed)).end)

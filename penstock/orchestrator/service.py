@@ -22,6 +22,7 @@ import msgspec
 
 from penstock.core.rules import RULES, RulesTable
 from penstock.log.bundler import Bundler
+from penstock.log.hearing import go_on_behind
 from penstock.log.namespace import Namespace, wanted_rules
 from penstock.log.port import Log, Record, Tail
 from penstock.log.supervision import supervise, tell
@@ -277,15 +278,9 @@ class Orchestrator:
 
     async def _pass_over(self, tail: Tail, error: OffsetTrimmed | OffsetBeyondEnd) -> None:
         """Heartbeats and beats that this process slept through: it goes on behind them, as one that was deaf."""
-        place = error.details.get("topic"), error.details.get("partition")
-        topics = self._topics
-        hints = [(topics.signals, BROADCAST)]
-        hints += [(topics.workers, number) for number in range(topics.worker_partitions)]
-        for known in hints:
-            if known == place:
-                tail.follow(*known, (await self._log.bounds(*known)).end)
-                return
-        raise error
+        if error.details.get("topic") not in (self._topics.signals, self._topics.workers):
+            raise error
+        await go_on_behind(self._log, tail, error)
 
     def _take_hint(self, record: Record) -> None:
         if record.topic == self._topics.workers:

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from msgspec import Raw
 
+from penstock.log.hearing import go_on_behind
 from penstock.log.port import Log, Tail
 from penstock.log.supervision import supervise, tell
 from penstock.projections import protocol
@@ -114,13 +115,12 @@ class RemoteReadModel:
             self.failure.cancel()
 
     async def _listen(self, tail: Tail) -> None:
-        place = (self._topics.signals, BROADCAST)
         while True:
             try:
                 records = await tail.poll(POLL_MS)
-            except (OffsetTrimmed, OffsetBeyondEnd):
+            except (OffsetTrimmed, OffsetBeyondEnd) as error:
                 # Who serves says so each second: what was missed, while this process slept, does no harm.
-                tail.follow(*place, (await self._log.bounds(*place)).end)
+                await go_on_behind(self._log, tail, error)
                 continue
             for record in records:
                 for signal in decode_signals(record.value):

@@ -13,6 +13,7 @@ import pytest
 from penstock.log import blobs as blobs_module
 from penstock.log.blobs import Blobs, open_blobs
 from penstock.schemas.errors import BlobMissing, BlobsUnavailable, SettingsInvalid
+from tests.s3_server import s3_environment
 
 
 @pytest.fixture(params=["folder", "file-url", "memory", "bucket"])
@@ -191,13 +192,7 @@ async def test_nothing_waits_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    for name, value in s3_environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(blobs_module, "_RETRIES", {"max_retries": 0})
     blobs = open_blobs("s3://bucket/some/prefix")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -198,7 +199,7 @@ class Referee:
         world, key, job = self.world, folded.key, folded.after
         book = self.books[key]
         self.history[key].append(event.id)
-        told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
+        told = partial(_saying, folded)
         if isinstance(event, ev.Forgotten):
             self._forgotten(folded, key)
             return
@@ -264,7 +265,7 @@ class Referee:
     def _forgotten(self, folded: Folded, key: str) -> None:
         """Only what has ended, long enough ago by the log's own time, and owes nobody anything."""
         world, job = self.world, self.jobs.pop(key)
-        told = lambda what: lambda: f"{what}: {_told(folded)}"  # noqa: E731  # only spelled out when it is needed
+        told = partial(_saying, folded)
         world.require(job.state in TERMINAL, told("forgotten before its end"))
         world.require(job.state != "dead" or job.dead_lettered, told("forgotten without its dead letter"))
         age_ms = max(job.time_ms, folded.time_ms) - job.finished_at_ms
@@ -307,6 +308,11 @@ class Referee:
             noted |= self._read_notes(record.value)
         found += [f"refused line {place} was not noted" for place in sorted(self.quarantined - noted)]
         return found
+
+
+def _saying(folded: Folded, what: str) -> Callable[[], str]:
+    """What is wrong with a line, spelled out only when it is needed."""
+    return lambda: f"{what}: {_told(folded)}"
 
 
 def _told(folded: Folded) -> str:

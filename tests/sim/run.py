@@ -75,10 +75,9 @@ class Run:
             (self.workers, weather.worker_trouble_ms, self._strike_worker),
             (self.orchestrators, weather.snapshots_ms, OrchestratorProcess.take_snapshots),
         ):
-            at_ms = 0.0
-            while every_ms and (at_ms := at_ms + random.expovariate(1 / every_ms)) < weather.storm_ms:
+            for at_ms in world.moments(every_ms):
                 victim = random.choice(victims)
-                world.after(int(at_ms), lambda victim=victim, strike=strike: strike(victim))
+                world.after(at_ms, lambda victim=victim, strike=strike: strike(victim))
 
     def _strike_orchestrator(self, victim: OrchestratorProcess) -> None:
         world = self.world

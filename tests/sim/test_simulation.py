@@ -45,6 +45,27 @@ FLOOR = {
 }
 """What a chunk of seeds must at least have seen: a run in which nothing is tried proves nothing."""
 
+OPERATED: list[dict[str, int]] = [
+    {"forget_ms": FORGET_MS, "snapshots_ms": 700},
+    {"upgrade_ms": 1_000, "copy_to": 3},
+    {"upgrade_ms": 1_000, "snapshots_ms": 1_000},
+    {"forget_ms": FORGET_MS, "copy_to": 1},
+]
+STORM = Weather(
+    storm_ms=10_000, partitions=2, orchestrators=2, workers=2, projections=2, jobs=20, append_fault=0.1, hint_late=0.1,
+    process_trouble_ms=700, odd_lines=0.4, verbs=0.4, crash_in_writes=0.005,
+)  # fmt: skip
+OPERATED_FLOOR = {
+    "Forgotten applied": 60,
+    "snapshots taken": 30,
+    "offsets trimmed": 30,
+    "restored from a snapshot": 3,
+    "programs upgraded": 20,
+    "RulesActivated applied": 12,
+    "copies": 6,
+    "copier crashes": 1,
+}
+
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_seeds(chunk: int) -> None:
@@ -93,32 +114,9 @@ def test_what_operators_do_in_a_storm() -> None:
     """Jobs are forgotten, the log is trimmed behind snapshots, programs upgraded one by one, and the log is copied."""
     total: Counter[str] = Counter()
     for seed, change in enumerate(OPERATED * 3):
-        found = simulate_whole(2_000 + seed, msgspec.structs.replace(STORM, **change))
-        total += found
+        total += simulate_whole(2_000 + seed, msgspec.structs.replace(STORM, **change))
     missing = {name: total[name] for name, least in OPERATED_FLOOR.items() if total[name] < least}
     assert not missing, total
-
-
-OPERATED: list[dict[str, int]] = [
-    {"forget_ms": FORGET_MS, "snapshots_ms": 700},
-    {"upgrade_ms": 1_000, "copy_to": 3},
-    {"upgrade_ms": 1_000, "snapshots_ms": 1_000},
-    {"forget_ms": FORGET_MS, "copy_to": 1},
-]
-STORM = Weather(
-    storm_ms=10_000, partitions=2, orchestrators=2, workers=2, projections=2, jobs=20, append_fault=0.1, hint_late=0.1,
-    process_trouble_ms=700, odd_lines=0.4, verbs=0.4, crash_in_writes=0.005,
-)  # fmt: skip
-OPERATED_FLOOR = {
-    "Forgotten applied": 60,
-    "snapshots taken": 30,
-    "offsets trimmed": 30,
-    "restored from a snapshot": 3,
-    "programs upgraded": 20,
-    "RulesActivated applied": 12,
-    "copies": 6,
-    "copier crashes": 1,
-}
 
 
 def test_fair_weather_needs_no_second_try() -> None:

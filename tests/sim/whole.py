@@ -120,7 +120,8 @@ class WholeRun:
             world.after(world.between(0, 200), host.start)
         self.producer.start()
         self._trouble()
-        self._plan_snapshots()
+        for at_ms in world.moments(self.weather.snapshots_ms):
+            world.after(at_ms, self._take_snapshots)
         if self.upgrader is not None:
             self.upgrader.plan()
         world.after(1_000, self._look)
@@ -148,12 +149,6 @@ class WholeRun:
             if host.loop is not None:
                 host.loop.fuse = -1
 
-    def _plan_snapshots(self) -> None:
-        world, every_ms = self.world, self.weather.snapshots_ms
-        at_ms = 0.0
-        while every_ms and (at_ms := at_ms + world.random.expovariate(1 / every_ms)) < self.weather.storm_ms:
-            world.after(int(at_ms), self._take_snapshots)
-
     def _take_snapshots(self) -> None:
         """Some process, alive or not, has its folders kept; then the log is trimmed."""
         self.world.random.choice(self.folding).disk.take_snapshots()
@@ -169,10 +164,9 @@ class WholeRun:
             (self.workers, weather.worker_trouble_ms),
             (self.orchestrators, weather.orchestrator_trouble_ms),
         ):
-            at_ms = 0.0
-            while every_ms and (at_ms := at_ms + random.expovariate(1 / every_ms)) < weather.storm_ms:
+            for at_ms in world.moments(every_ms):
                 victim = random.choice(victims)
-                world.after(int(at_ms), lambda victim=victim: self._strike(victim))
+                world.after(at_ms, lambda victim=victim: self._strike(victim))
 
     def _strike(self, victim: Host) -> None:
         world, random = self.world, self.world.random

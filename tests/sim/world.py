@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from heapq import heappop, heappush
 from random import Random
@@ -127,6 +127,12 @@ class World:
                 return True
         self.mono_ms = max(self.mono_ms, until_ms)
         return done()
+
+    def moments(self, every_ms: int) -> Iterator[int]:
+        """Times of the storm at which something happens that does so every so often on average; none for 0."""
+        at_ms = 0.0
+        while every_ms and (at_ms := at_ms + self.random.expovariate(1 / every_ms)) < self.weather.storm_ms:
+            yield int(at_ms)
 
     def clear_up(self) -> None:
         """No more faults from now on."""
