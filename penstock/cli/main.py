@@ -1,8 +1,8 @@
 """The ``penstock`` command: its options, its groups of commands, and how every error ends.
 
 Exit codes: 0 done, 1 failed, 2 wrong input or settings, 3 the data folder is in use, 4 no such thing, 5 the state
-does not allow it, 6 log or server unreachable, 7 digests disagree, 8 the log follows rules that this version does
-not have, 130 interrupted.
+does not allow it, 6 log or server unreachable, 7 the log, or a fold or copy of it, is not what was recorded, 8 the log
+follows rules that this version does not have, 130 interrupted.
 """
 
 from __future__ import annotations

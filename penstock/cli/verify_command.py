@@ -16,7 +16,7 @@ from penstock.log.namespace import Namespace
 from penstock.log.port import Headers, Log, Record
 from penstock.schemas.codec import bundle
 from penstock.schemas.copies import COPY_HEADER
-from penstock.schemas.errors import DigestMismatch, LogUnavailable, StoreLocked
+from penstock.schemas.errors import DigestMismatch, HistoryChanged, LogUnavailable, StoreLocked
 from penstock.state import audit
 
 _POLL_MS = 1_000
@@ -143,6 +143,9 @@ def _recorded(log: Log, namespace: Namespace, data: Path, partition: int) -> tup
             found = StoredFold.read(kind, data, log, namespace, partition)
         except StoreLocked:
             # A running process has it; its digests are compared through the server, or when it is stopped.
+            continue
+        except HistoryChanged as error:
+            damaged.append(f"{kind.path(data)}: {error.message}")
             continue
         expected.extend(found.digests)
         if found.recomputed != found.digest:

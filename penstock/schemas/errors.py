@@ -171,6 +171,7 @@ class LogCorrupt(LogError):
 
     code = "log_corrupt"
     status = 500
+    exit_code = 7
 
 
 class OffsetTrimmed(LogError):
@@ -178,6 +179,7 @@ class OffsetTrimmed(LogError):
 
     code = "offset_trimmed"
     status = 500
+    exit_code = 7
 
 
 class OffsetBeyondEnd(LogError):
@@ -185,6 +187,7 @@ class OffsetBeyondEnd(LogError):
 
     code = "offset_beyond_end"
     status = 500
+    exit_code = 7
 
 
 class HistoryChanged(LogError):
@@ -192,6 +195,7 @@ class HistoryChanged(LogError):
 
     code = "history_changed"
     status = 500
+    exit_code = 7
 
 
 # Objects beside the log
@@ -217,7 +221,7 @@ class SnapshotDamaged(PenstockError):
     """The snapshot is not whole: what it names is missing, or is not what was written."""
 
     code = "snapshot_damaged"
-    exit_code = 6
+    exit_code = 7
 
 
 class ArchiveDamaged(PenstockError):

@@ -106,7 +106,7 @@ def test_the_log_without_its_archive_says_what_is_missing(
     run("log", "trim")
     monkeypatch.delenv("PENSTOCK_ARCHIVE")
     refused = run("projection", "rebuild", "--into", "fresh")
-    assert refused.code == 6
+    assert refused.code == 7
     assert "begins at offset" in refused.err
     assert run("verify", "--log", f"embedded:{data}").code == 7
 

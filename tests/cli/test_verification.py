@@ -189,6 +189,14 @@ class TestVerifyLog:
         await filled.log.truncate(TOPICS.jobs, 0, 1)
         assert any("its beginning is missing" in problem for problem in await filled.problems())
 
+    async def test_a_folder_of_another_log_is_named(self, filled: Filled):
+        async with MemoryLog(cluster_id="another") as log:
+            proofs = await verify_log(log, await open_namespace(log, TOPICS), filled.data)
+        folder = PROJECTION.path(filled.data)
+        for proof in proofs:
+            (problem,) = proof.problems
+            assert problem.startswith(f"{folder}: The data folder was folded from another log: cluster_id")
+
     async def test_reading_a_folder(self, filled: Filled):
         found = StoredFold.read(PROJECTION, filled.data, filled.log, filled.namespace, 0)
         assert found.digest == found.recomputed

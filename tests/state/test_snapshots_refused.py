@@ -54,7 +54,7 @@ async def test_nothing_whole_and_no_beginning_is_no_start(scene: Scene) -> None:
         OffsetTrimmed, match=f"no snapshot in .* helps: {manifest.name}: There is no"
     ) as caught:
         await scene.open("two")
-    assert caught.value.exit_code == 6
+    assert caught.value.exit_code == 7
     assert "begins at offset 5; 0 is the next to fold" in caught.value.message
 
 
