@@ -14,7 +14,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.api import audit, bulk, gateway_routes, health, jobs, partitions, queues, rules, workers
+from penstock.api import (
+    audit,
+    bulk,
+    cloning,
+    gateway_routes,
+    health,
+    jobs,
+    partitions,
+    queues,
+    rules,
+    verbs,
+    workers,
+)
 from penstock.api.deps import ApiDeps
 from penstock.api.docs_page import add_docs_page
 from penstock.api.http import POSITION_HEADER, Operation
@@ -34,6 +46,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *gateway_routes.OPERATIONS,
     *bulk.OPERATIONS,
     *jobs.OPERATIONS,
+    *verbs.OPERATIONS,
+    cloning.CLONE,
     *queues.OPERATIONS,
     *workers.OPERATIONS,
     *audit.OPERATIONS,
@@ -72,8 +86,14 @@ class Application(FastAPI):
             self.front = CORSMiddleware(
                 self.front,
                 allow_origins=list(deps.options.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["Content-Type", "X-Request-ID", "traceparent", POSITION_HEADER],
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=[
+                    "Content-Type",
+                    "X-Request-ID",
+                    "traceparent",
+                    "Idempotency-Key",
+                    POSITION_HEADER,
+                ],
                 expose_headers=["Location", "Retry-After", "X-Request-ID", POSITION_HEADER],
             )
 

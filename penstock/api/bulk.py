@@ -24,7 +24,6 @@ from penstock.api.http import (
     answer,
     check_media_type,
     chunks,
-    header,
     read_body,
 )
 from penstock.api.intake import Intake, Prepared, settle, trace_of
@@ -193,7 +192,7 @@ def _unknown(index: int, prepared: Prepared, error: PenstockError) -> BulkItem:
 
 async def create_jobs(request: Request) -> Response:
     deps = deps_of(request)
-    call = _Call(deps, trace_of(header(request, b"traceparent")))
+    call = _Call(deps, trace_of(request))
     if check_media_type(request, JSON, NDJSON) == NDJSON:
         await _take_lines(request, deps, call)
     else:

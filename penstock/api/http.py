@@ -51,6 +51,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     query: Any = None
     """Struct whose fields are the query parameters."""
     body: Any = None
+    body_required: bool = True
     body_media_types: tuple[str, ...] = (JSON,)
     headers: Mapping[str, str] = {}
     """Request headers with their descriptions."""
@@ -157,15 +158,15 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_json(request: Request, kind: type[T], most_bytes: int) -> T:
-    """The body as ``kind``.
+async def read_json(request: Request, kind: type[T], most_bytes: int, *, empty: bytes = b"") -> T:
+    """The body as ``kind``; ``empty`` stands for none.
 
     Raises:
         UnsupportedMediaType, TooLarge, MalformedJson: the body cannot be read.
         InvalidField: it can, but is not a ``kind``.
     """
     check_media_type(request, JSON)
-    body = await read_body(request, most_bytes)
+    body = await read_body(request, most_bytes) or empty
     check_json(body)
     try:
         return msgspec.json.decode(body, type=kind)

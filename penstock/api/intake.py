@@ -7,21 +7,23 @@ its verdict is waited for.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
+from starlette.requests import Request
 
+from penstock.api.appending import append_line
 from penstock.api.deps import ApiDeps
+from penstock.api.http import header
 from penstock.client.enqueued import enqueued_fields, event_of, line_of
 from penstock.client.idgen import new_id, new_id_in
 from penstock.client.requests import JobRequest
 from penstock.projections.port import JobView, VerdictView
 from penstock.projections.views import enqueued_view
-from penstock.schemas.errors import AppendUnknown, IdInUse, PenstockError, ReadBehind, ReadModelUnavailable
+from penstock.schemas.errors import IdInUse, ReadBehind, ReadModelUnavailable
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 
@@ -64,14 +66,16 @@ class Intake:
         self._max_payload_bytes = deps.options.max_payload_bytes
 
     def prepare(
-        self, request: JobRequest, hashed: str, at_ms: int, trace: str, spare: tuple[str, int] | None = None
-    ) -> Prepared:
+        self, request: JobRequest, hashed: str, at_ms: int, trace: str, spare: tuple[str, int] | None = None,
+        cause: str = "",
+    ) -> Prepared:  # fmt: skip
         """Fix a job's id and make its line.
 
         Args:
             at_ms: this process's clock, Unix ms.
             trace: of the call, for a job that brings none itself.
             spare: a new id and its partition, for a job that comes without one.
+            cause: the event that led to it.
 
         Raises:
             TooLarge: payload or metadata is.
@@ -85,6 +89,8 @@ class Intake:
         fields = enqueued_fields(
             request, job_id, hashed, at_ms, TENANT, ACTOR, request.trace or trace, self._max_payload_bytes
         )
+        if cause:
+            fields["cause"] = cause
         return Prepared(job_id, partition, line_of(fields), given, fields)
 
     def _new_id(self) -> tuple[str, int]:
@@ -107,15 +113,7 @@ class Intake:
             IdInUse: another job has this id.
             ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
         """
-        try:
-            async with asyncio.timeout(self._deps.options.append_wait_ms / 1_000):
-                place = await self._deps.writer.append(prepared.partition, prepared.line)
-        except TimeoutError as error:
-            raise AppendUnknown(job_id=prepared.job) from error
-        except PenstockError as error:
-            error.details["job_id"] = prepared.job
-            raise
-        self._deps.metrics.appended(1)
+        place = await append_line(self._deps, prepared.job, prepared.partition, prepared.line)
         position = Position(prepared.partition, place.offset, place.line_no)
         if not prepared.given:
             return Taken(enqueued_view(event_of(prepared.fields), position, place.time_ms), position, True)
@@ -136,6 +134,8 @@ class Intake:
 
 def _taken(job_id: str, position: Position, verdict: VerdictView) -> Taken:
     outcome = settle(verdict)
+    if verdict.job is not None and verdict.job.state == "deleted":
+        raise IdInUse(f"the job {job_id!r} was deleted, and is not forgotten yet", job_id=job_id)
     if outcome == "conflict" or verdict.job is None:
         raise IdInUse(
             f"another job with the id {job_id!r} is already there"
@@ -153,6 +153,7 @@ def settle(verdict: VerdictView) -> Literal["created", "duplicate", "conflict"]:
     return "duplicate" if verdict.outcome == "duplicate" else "conflict"
 
 
-def trace_of(traceparent: str) -> str:
-    """A well-formed W3C traceparent, else nothing: a malformed one is to be ignored."""
+def trace_of(request: Request) -> str:
+    """The call's W3C traceparent, if it is well-formed: another is to be ignored."""
+    traceparent = header(request, b"traceparent")
     return traceparent if TRACEPARENT.match(traceparent) else ""

@@ -16,7 +16,6 @@ from penstock.api.http import (
     Operation,
     answer,
     check_media_type,
-    header,
     query,
     read_body,
     wanted_positions,
@@ -26,8 +25,9 @@ from penstock.api.models import History, HistoryQuery, JobList, ListQuery, ReadQ
 from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
-from penstock.schemas.errors import JobForgotten, JobNotFound
+from penstock.schemas.errors import JobDeleted, JobForgotten, JobNotFound
 from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.position import Position
 
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -39,7 +39,7 @@ async def create_job(request: Request) -> Response:
     body = await read_body(request, deps.options.job_max_bytes)
     asked, hashed = decode_job(body)
     intake = Intake(deps)
-    trace = trace_of(header(request, b"traceparent"))
+    trace = trace_of(request)
     taken = await intake.take(intake.prepare(asked, hashed, deps.now_ms(), trace))
     headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
     return answer(taken.view, 201 if taken.created else 200, headers)
@@ -57,14 +57,33 @@ async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
 async def get_job(request: Request) -> Response:
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
-    job_id = str(request.path_params["id"])
+    return answer(await shown_job(deps, str(request.path_params["id"])))
+
+
+async def shown_job(deps: ApiDeps, job_id: str) -> JobView:
+    """The job as the read model has it now. Raises JobNotFound, JobForgotten, JobDeleted."""
     view = await deps.read_model.job(TENANT, job_id)
     if view is None:
         # A second look only where there is nothing to show anyway.
         if await deps.read_model.history(TENANT, job_id, 1) is not None:
             raise JobForgotten(f"The job {job_id[:200]!r} was forgotten; its history is still there.")
         raise _unknown(job_id)
-    return answer(view)
+    if view.state == "deleted":
+        raise JobDeleted(f"The job {job_id[:200]!r} was deleted; its history is still there.")
+    return view
+
+
+async def find_job(deps: ApiDeps, job_id: str) -> JobView:
+    """The job, also one whose beginning the read model has yet to fold. Raises as :func:`shown_job`, and ReadBehind."""
+    try:
+        return await shown_job(deps, job_id)
+    except JobNotFound:
+        partition = partition_of(job_id, deps.topics.partitions)
+        end = (await deps.log.bounds(deps.topics.jobs, partition)).end
+        if end == 0:
+            raise
+        await deps.read_model.wait({partition: Position(partition, end - 1, 0)}, deps.options.verdict_wait_ms)
+    return await shown_job(deps, job_id)
 
 
 async def get_history(request: Request) -> Response:
@@ -133,7 +152,7 @@ async def list_jobs(request: Request) -> Response:
     return answer(JobList(page.items, page.next_cursor, page.total))
 
 
-_WRITE_HEADERS = {
+WRITE_HEADERS = {
     "Location": "Address of the job.",
     POSITION_HEADER: "Position token: a read that sends it sees this write.",
 }
@@ -148,8 +167,8 @@ CREATE = Operation(
     body=JobRequest,
     headers={"traceparent": "W3C trace context, kept with the job."},
     answers={
-        201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
-        200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
+        201: Answer("The job is durable.", JobView, headers=WRITE_HEADERS),
+        200: Answer("The same job with this id was there already.", JobView, headers=WRITE_HEADERS),
     },
     problems=(400, 409, 413, 415, 422, 503),
 )

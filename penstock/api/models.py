@@ -104,6 +104,12 @@ def _below(name: str, error: InvalidField) -> FieldError:
     return FieldError(field, f"{name}: {error.message}")
 
 
+class CloneRequest(JobRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As for a new job, and nothing is required: what is given replaces the first job's."""
+
+    type: CheckedName | None = None  # type: ignore[assignment]  # checked with the first job's fields in it
+
+
 # Query parameters
 
 

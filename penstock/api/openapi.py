@@ -94,7 +94,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         content = {
             kind: {"schema": _body_schema(operation, kind, schemas)} for kind in operation.body_media_types
         }
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": operation.body_required, "content": content}
     return described
 
 

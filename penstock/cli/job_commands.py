@@ -88,20 +88,18 @@ def enqueue(
         return
     if job_type is None:
         raise typer.BadParameter("the job's type is missing", param_hint="TYPE")
-    body = _payload(payload)
+    body = payload_of(payload)
     with cli.client() as client:
         job = client.enqueue(job_type, body, **cast("JobOptions", given))
         if wait:
             job = client.wait(job["id"], wait_timeout_ms)
-    if cli.printer.json:
-        cli.printer.value(job)
-    else:
-        _print_job(cli, job)
+    print_job(cli, job)
     if wait and job["state"] != "succeeded":
         raise JobDidNotSucceed(f"job {job['id']} is {job['state']}")
 
 
-def _payload(text: str | None) -> Any:
+def payload_of(text: str | None) -> Any:
+    """A payload as it was typed, or from stdin. Raises MalformedJson."""
     if text is None:
         return None
     data = sys.stdin.buffer.read() if text == STDIN else text.encode("utf-8", "surrogateescape")
@@ -141,7 +139,7 @@ def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any]) -> Iterator[Json
 
 # Jobs
 
-jobs_app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+jobs_app = typer.Typer(help="Look at jobs, and change them.", no_args_is_help=True)
 
 _LIST_COLUMNS = ("id", "type", "queue", "priority", "state", "attempt", "progress", "worker", "created_at")
 
@@ -189,13 +187,14 @@ def get(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: S
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
         found = client.get(job)
+    print_job(cli, found)
+
+
+def print_job(cli: Cli, job: Json) -> None:
+    """A job's fields that say something, and its errors."""
     if cli.printer.json:
-        cli.printer.value(found)
-    else:
-        _print_job(cli, found)
-
-
-def _print_job(cli: Cli, job: Json) -> None:
+        cli.printer.value(job)
+        return
     shown = {**job, "progress": _progress(job)}
     errors = cast("list[Json]", shown.pop("errors", []))
     cli.printer.fields((name, value) for name, value in shown.items() if value not in (None, "", [], {}))

@@ -26,6 +26,7 @@ from penstock.cli import (
     role_commands,
     rules_commands,
     snapshot_commands,
+    verb_commands,
     verify_command,
 )
 from penstock.cli.context import Globals, Output, Server
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+verb_commands.register(job_commands.jobs_app)
 for module in (role_commands, job_commands, log_commands, verify_command):
     module.register(app)
 app.add_typer(archive_commands.app, name="archive")

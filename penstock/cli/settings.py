@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     retention_expired: Retention = None
     retention_dead: Retention = None
     retention_partial: Retention = None
+    retention_deleted: Retention = None
     retention_history: Duration = None
     """How long the read model keeps a forgotten job's history, in ms."""
 

@@ -17,16 +17,18 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.client.idgen import new_id
-from penstock.client.requests import fields_of, request_fields
+from penstock.client.requests import fields_of, plain, request_fields
 from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
 
 Json = dict[str, Any]
+_encode = msgspec.json.Encoder(enc_hook=plain).encode
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
 API = "/api/v1"
 POSITION_HEADER = "penstock-position"
+KEY_HEADER = "idempotency-key"
 JSON_TYPE = "application/json"
 NDJSON_TYPE = "application/x-ndjson"
 
@@ -135,7 +137,7 @@ class Calls:
         """See :meth:`penstock.client.http.Client.enqueue`."""
         fields = request_fields(job_type, payload, options)
         fields.setdefault("id", new_id())
-        return (yield from self.ask(Call("POST", f"{API}/jobs", body=msgspec.json.encode(fields))))
+        return (yield from self.ask(Call("POST", f"{API}/jobs", body=_encode(fields))))
 
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> Generator[Any, Any, BulkResult]:
         """See :meth:`penstock.client.http.Client.enqueue_many`."""
@@ -150,6 +152,24 @@ class Calls:
             before = len(result.items)
             result.items.extend({**item, "index": before + item["index"]} for item in answer["items"])
         return result
+
+    def change(self, job_id: str, verb: str, fields: Mapping[str, Any]) -> Generator[Any, Any, Json]:
+        """Ask one of the verbs of :data:`penstock.client.verbs.VERBS` of a job; a repeat is known by its key."""
+        path, key = _job_path(job_id), (KEY_HEADER, new_id())
+        if verb == "delete":
+            return (yield from self.ask(Call("DELETE", path, headers=(key,))))
+        given = {name: value for name, value in fields.items() if value is not None}
+        return (yield from self.ask(Call("POST", f"{path}/{verb}", body=_encode(given), headers=(key,))))
+
+    def clone(self, job_id: str, options: Mapping[str, Any]) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.clone`."""
+        changes = dict(options)
+        job_type, payload = changes.pop("type", None), changes.pop("payload", None)
+        fields = request_fields(job_type or "", payload, changes)
+        if not job_type:
+            del fields["type"]
+        fields.setdefault("id", new_id())
+        return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/clone", body=_encode(fields))))
 
     # Reading
 
@@ -268,7 +288,7 @@ def bulk_bodies(requests: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     for request in requests:
         fields = fields_of(request)
         fields.setdefault("id", new_id())
-        line = msgspec.json.encode(fields)
+        line = _encode(fields)
         if lines and (len(lines) >= BULK_LINES or size_bytes + len(line) >= BULK_BYTES):
             yield b"\n".join(lines)
             lines, size_bytes = [], 0

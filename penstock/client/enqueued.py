@@ -93,13 +93,13 @@ def enqueued_fields(
 
 def _add_timing(fields: dict[str, Any], request: JobRequest) -> None:
     if request.run_at is not None:
-        fields["run_at"] = _time_ms("run_at", request.run_at)
+        fields["run_at"] = time_ms("run_at", request.run_at)
     if request.delay_ms:
         fields["delay_ms"] = request.delay_ms
     if request.timeout_ms:
         fields["timeout_ms"] = request.timeout_ms
     if request.expires_at is not None:
-        fields["expires_at"] = _time_ms("expires_at", request.expires_at)
+        fields["expires_at"] = time_ms("expires_at", request.expires_at)
     if request.max_attempts is not None:
         fields["max_attempts"] = request.max_attempts
     if request.backoff is not None:
@@ -120,7 +120,8 @@ def _body(field: str, value: Any, most_bytes: int) -> Raw:
     return Raw(raw)
 
 
-def _time_ms(field: str, moment: datetime) -> int:
+def time_ms(field: str, moment: datetime) -> int:
+    """Unix ms of a moment. Raises InvalidField, naming ``field``, outside the years 1970 to 9999."""
     time_ms = round((moment - _EPOCH).total_seconds() * 1_000)
     if not 0 <= time_ms <= MAX_TIME_MS:
         raise InvalidField(f"{field} lies outside the years 1970 to 9999", field=field)

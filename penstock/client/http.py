@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -27,8 +28,9 @@ from penstock.client.calls import (
     Pause,
     error_of,
 )
-from penstock.client.requests import JobOptions
+from penstock.client.requests import CloneOptions, JobOptions
 from penstock.schemas.errors import ServerUnreachable, SettingsInvalid
+from penstock.schemas.events import Priority
 
 REQUEST_TIMEOUT_S = 60.0
 
@@ -101,6 +103,52 @@ class Client:
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
         """Put many jobs on the log, each a mapping with ``type``, ``payload`` and options; sent in chunks."""
         return self._run(self._calls.enqueue_many(requests))
+
+    def cancel(self, job_id: str, reason: str = "") -> Json:
+        """The job, cancelled; one that runs is told to stop, and shows ``cancel_requested`` until it has ended.
+
+        Like every change of a job it raises JobNotFound, and Conflict where the job's state does not allow it.
+        """
+        return self._run(self._calls.change(job_id, "cancel", {"reason": reason or None}))
+
+    def retry(self, job_id: str, attempts: int | None = None) -> Json:
+        """The job, ready to run again: one that ended without success, or waits for its next attempt.
+
+        Args:
+            attempts: how many more it gets; as many as it began with, or has, where None.
+        """
+        return self._run(self._calls.change(job_id, "retry", {"attempts": attempts}))
+
+    def reschedule(
+        self, job_id: str, *, run_at: datetime | str | None = None, delay_ms: int | None = None
+    ) -> Json:
+        """The job, waiting for another time; one that has passed is now."""
+        fields = {"run_at": run_at, "delay_ms": delay_ms}
+        return self._run(self._calls.change(job_id, "reschedule", fields))
+
+    def prioritise(self, job_id: str, priority: Priority) -> Json:
+        """The waiting job, with another priority."""
+        return self._run(self._calls.change(job_id, "priority", {"priority": priority}))
+
+    def move(self, job_id: str, *, queue: str | None = None, pool: str | None = None) -> Json:
+        """The waiting job, in another queue or pool."""
+        return self._run(self._calls.change(job_id, "move", {"queue": queue, "pool": pool}))
+
+    def hold(self, job_id: str, reason: str = "") -> Json:
+        """The waiting job, kept from running until :meth:`unhold`."""
+        return self._run(self._calls.change(job_id, "hold", {"reason": reason or None}))
+
+    def unhold(self, job_id: str) -> Json:
+        """The job, waiting again as it did when it was held."""
+        return self._run(self._calls.change(job_id, "unhold", {}))
+
+    def delete(self, job_id: str) -> Json:
+        """The job, out of all lists and counts; one that runs has to be cancelled first. Its history stays."""
+        return self._run(self._calls.change(job_id, "delete", {}))
+
+    def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
+        """A new job with the payload and settings of this one, save for what is given. It runs at once."""
+        return self._run(self._calls.clone(job_id, changes))
 
     def get(self, job_id: str) -> Json:
         """A job. Raises JobNotFound."""
@@ -221,6 +269,45 @@ class AsyncClient:
     async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
         """As :meth:`Client.enqueue_many`."""
         return await self._run(self._calls.enqueue_many(requests))
+
+    async def cancel(self, job_id: str, reason: str = "") -> Json:
+        """As :meth:`Client.cancel`."""
+        return await self._run(self._calls.change(job_id, "cancel", {"reason": reason or None}))
+
+    async def retry(self, job_id: str, attempts: int | None = None) -> Json:
+        """As :meth:`Client.retry`."""
+        return await self._run(self._calls.change(job_id, "retry", {"attempts": attempts}))
+
+    async def reschedule(
+        self, job_id: str, *, run_at: datetime | str | None = None, delay_ms: int | None = None
+    ) -> Json:
+        """As :meth:`Client.reschedule`."""
+        fields = {"run_at": run_at, "delay_ms": delay_ms}
+        return await self._run(self._calls.change(job_id, "reschedule", fields))
+
+    async def prioritise(self, job_id: str, priority: Priority) -> Json:
+        """As :meth:`Client.prioritise`."""
+        return await self._run(self._calls.change(job_id, "priority", {"priority": priority}))
+
+    async def move(self, job_id: str, *, queue: str | None = None, pool: str | None = None) -> Json:
+        """As :meth:`Client.move`."""
+        return await self._run(self._calls.change(job_id, "move", {"queue": queue, "pool": pool}))
+
+    async def hold(self, job_id: str, reason: str = "") -> Json:
+        """As :meth:`Client.hold`."""
+        return await self._run(self._calls.change(job_id, "hold", {"reason": reason or None}))
+
+    async def unhold(self, job_id: str) -> Json:
+        """As :meth:`Client.unhold`."""
+        return await self._run(self._calls.change(job_id, "unhold", {}))
+
+    async def delete(self, job_id: str) -> Json:
+        """As :meth:`Client.delete`."""
+        return await self._run(self._calls.change(job_id, "delete", {}))
+
+    async def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
+        """As :meth:`Client.clone`."""
+        return await self._run(self._calls.clone(job_id, changes))
 
     async def get(self, job_id: str) -> Json:
         """As :meth:`Client.get`."""

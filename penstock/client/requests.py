@@ -59,6 +59,13 @@ class JobOptions(TypedDict, total=False):
     trace: str
 
 
+class CloneOptions(JobOptions, total=False):
+    """What a clone is to have otherwise than the job that it is made of."""
+
+    type: str
+    payload: Any
+
+
 class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     """A job's backoff as a producer writes it; fields not given have :class:`Backoff`'s defaults.
 

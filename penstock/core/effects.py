@@ -1,6 +1,7 @@
 """What each accepted event does to its job: a job is changed in place here, and is always the copy that `next_of` made.
 
-Whether an event is accepted at all is decided in :mod:`penstock.core.job`.
+What people ask for is in :mod:`penstock.core.verbs`. Whether an event is accepted at all is decided in
+:mod:`penstock.core.job`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ def next_of(job: Job, event: ev.AnyEvent, place: Place) -> Job:
         after.seen = place.position
         after.last_event = event.id
     if job.verdicts:
-        after.verdicts = tuple(_unexpired(after))
+        after.verdicts = tuple(unexpired(after))
     return after
+
+
+def unexpired(job: Job) -> list[Verdict]:
+    """Of a job: the verdicts of which a late copy may still have to find the same answer."""
+    return [verdict for verdict in job.verdicts if verdict.not_after_ms >= job.time_ms]
 
 
 # Beginning and waiting
@@ -72,22 +78,33 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
 
 
 def due(job: Job, event: ev.Due, place: Place) -> Job:
-    return _make_ready(job, place)
+    return make_ready(job, place)
 
 
-def _make_ready(job: Job, place: Place) -> Job:
+def make_ready(job: Job, place: Place) -> Job:
+    """Behind all that are ready already."""
     job.state = "ready"
     job.order = place.position
     job.due_at_ms = 0
     return job
 
 
+def wait_until(job: Job, due_at_ms: int, place: Place) -> Job:
+    """The job waits for a time; ready where that has come already."""
+    if due_at_ms <= job.time_ms:
+        return make_ready(job, place)
+    job.state = "retrying" if job.attempt else "scheduled"
+    job.due_at_ms = due_at_ms
+    return job
+
+
 def expired(job: Job, event: ev.Expired, place: Place) -> Job:
     job.error_code, job.error_message = "expired", "not started before it expired"
-    return _finish(job, "expired")
+    return finish(job, "expired")
 
 
-def _finish(job: Job, state: State) -> Job:
+def finish(job: Job, state: State) -> Job:
+    """The job has ended in this state."""
     job.state = state
     job.finished_at_ms = job.time_ms
     job.due_at_ms = 0
@@ -125,8 +142,11 @@ def succeeded(job: Job, event: ev.Succeeded, place: Place) -> Job:
     job.outcome_id = event.id
     job.result_hash = body_hash(event.result)
     job.last_run_ms = event.run_ms
+    if event.errors:
+        job.error_code, job.error_message = event.errors[0].code, event.errors[0].message
+        return finish(job, "partial")
     job.error_code = job.error_message = ""
-    return _finish(job, "succeeded")
+    return finish(job, "succeeded")
 
 
 def failed(job: Job, event: ev.Failed, place: Place) -> Job:
@@ -139,12 +159,12 @@ def failed(job: Job, event: ev.Failed, place: Place) -> Job:
 
 def _after_failure(job: Job, place: Place, *, retryable: bool, delay: int | None) -> Job:
     if job.cancel:
-        return _finish(job, "cancelled")
+        return finish(job, "cancelled")
     if not retryable or job.attempt >= job.attempts_allowed:
-        return _finish(job, "dead")
+        return finish(job, "dead")
     wait_ms = delay_ms(job.backoff, job.key, job.attempt) if delay is None else delay
     if wait_ms == 0:
-        return _make_ready(job, place)
+        return make_ready(job, place)
     job.state = "retrying"
     job.due_at_ms = job.time_ms + wait_ms
     return job
@@ -152,13 +172,20 @@ def _after_failure(job: Job, place: Place, *, retryable: bool, delay: int | None
 
 def returned(job: Job, event: ev.Returned, place: Place) -> Job:
     job.outcome_id = event.id
-    return _give_back(job)
+    return _give_back(job, cancel=event.cancel)
 
 
-def _give_back(job: Job) -> Job:
+def snoozed(job: Job, event: ev.Snoozed, place: Place) -> Job:
+    job.outcome_id = event.id
+    job.refunds = 0
+    job = _give_back(job)
+    return job if job.state == "cancelled" else wait_until(job, job.time_ms + event.delay_ms, place)
+
+
+def _give_back(job: Job, *, cancel: bool = False) -> Job:
     job.attempt -= 1
-    if job.cancel:
-        return _finish(job, "cancelled")
+    if job.cancel or cancel:
+        return finish(job, "cancelled")
     job.state = "ready"
     return job
 
@@ -183,52 +210,12 @@ LEASE_ENDS: Mapping[str, tuple[str, str]] = {
 """Error code and message of a lease that its leader ended, by reason."""
 
 
-# Verbs
-
-
-MAX_VERDICTS = 64
-"""Verdicts kept at once; beyond, the oldest goes (a flood of verbs on one job must not grow its row without end)."""
-
-
-def remember(job: Job, event: ev.Verb, outcome: str) -> Job:
-    """The job with one more verdict, and without those of which no copy can have an effect any more."""
-    kept = _unexpired(job)
-    if len(kept) >= MAX_VERDICTS:
-        # A refused verb that strikes late does less harm than an accepted one that strikes twice.
-        kept.remove(next((verdict for verdict in kept if verdict.outcome != "applied"), kept[0]))
-    after = copy_of(job)
-    after.verdicts = (*kept, Verdict(event.id, outcome, event.not_after))
-    return after
-
-
-def _unexpired(job: Job) -> list[Verdict]:
-    return [verdict for verdict in job.verdicts if verdict.not_after_ms >= job.time_ms]
-
-
-def cancel_requested(job: Job, event: ev.CancelRequested, place: Place) -> Job:
-    job = remember(job, event, "applied")
-    if job.state == "active":
-        job.cancel = event.id
-        return job
-    return _finish(job, "cancelled")
-
-
-def retry_requested(job: Job, event: ev.RetryRequested, place: Place) -> Job:
-    job = remember(job, event, "applied")
-    job.attempts_allowed = job.attempt + (event.attempts or job.max_attempts)
-    job.finished_at_ms = 0
-    job.expires_at_ms = 0
-    job.dead_lettered = False
-    job.error_code = job.error_message = ""
-    return _make_ready(job, place)
-
-
 # Ends
 
 
 def cancelled(job: Job, event: ev.Cancelled, place: Place) -> Job:
     job.outcome_id = event.id
-    return _finish(job, "cancelled")
+    return finish(job, "cancelled")
 
 
 def dead_lettered(job: Job, event: ev.DeadLettered, place: Place) -> Job:

@@ -16,6 +16,8 @@ Rules of the machine:
 6. A job's time never runs backwards: it is the later of its last time and the record's.
 7. ``Progressed`` changes no position that others compare with (``seen``), or frequent progress would starve them.
 8. With a cancel pending, success still wins; every other end of the lease is ``cancelled``.
+9. A job that waits for its time is ``scheduled`` before its first attempt counts, and ``retrying`` after.
+10. Older rules know less: which types and fields is said in :mod:`penstock.core.rules`, which rows in :data:`SINCE`.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ from typing import Any, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
-from penstock.core import effects
-from penstock.core.effects import LEASE_ENDS, MAX_VERDICTS, body_hash, request_hash
+from penstock.core import effects, verbs
+from penstock.core.effects import LEASE_ENDS, body_hash, request_hash
 from penstock.core.job_state import TERMINAL, WAITING, Job, Place, State, Verdict
+from penstock.core.verbs import MAX_VERDICTS
 from penstock.schemas import events as ev
+from penstock.schemas.changes import decode_changes
 
 __all__ = [
     "Job", "State", "WAITING", "TERMINAL", "Verdict", "Place",
-    "TRANSITIONS", "Table", "apply", "Applied", "Refused", "Decision", "Outcome",
+    "TRANSITIONS", "SINCE", "Table", "apply", "decider", "Applied", "Refused", "Decision", "Decide", "Outcome",
     "LEASE_ENDS", "MAX_VERB_AGE_MS", "MAX_VERDICTS", "body_hash", "request_hash",
 ]  # fmt: skip
 
@@ -48,20 +52,43 @@ TRANSITIONS: Table = {
     "Due": {"scheduled": _to("ready"), "retrying": _to("ready")},
     "Leased": {"ready": _to("active")},
     "Progressed": {"active": _to("active")},
-    "Succeeded": {"active": _to("succeeded")},
+    "Succeeded": {"active": _to("succeeded", "partial")},
     "Failed": {"active": _to("retrying", "ready", "dead", "cancelled")},
     "Returned": {"active": _to("ready", "cancelled")},
+    "Snoozed": {"active": _to("scheduled", "retrying", "ready", "cancelled")},
     "LeaseExpired": {"active": _to("ready", "retrying", "dead", "cancelled")},
     "CancelRequested": {
-        "scheduled": _to("cancelled"), "ready": _to("cancelled"), "retrying": _to("cancelled"), "active": _to("active"),
+        "scheduled": _to("cancelled"), "ready": _to("cancelled"), "retrying": _to("cancelled"),
+        "held": _to("cancelled"), "active": _to("active"),
     },
     "Cancelled": {"active": _to("cancelled")},
-    "RetryRequested": {"dead": _to("ready"), "cancelled": _to("ready"), "expired": _to("ready")},
+    "RetryRequested": {
+        "dead": _to("ready"), "cancelled": _to("ready"), "expired": _to("ready"), "partial": _to("ready"),
+        "retrying": _to("ready"),
+    },
+    "Held": {"scheduled": _to("held"), "ready": _to("held"), "retrying": _to("held")},
+    "Unheld": {"held": _to("scheduled", "ready", "retrying")},
+    "Edited": {
+        "scheduled": _to("scheduled", "ready"), "ready": _to("ready", "scheduled", "retrying"),
+        "retrying": _to("retrying", "ready"), "held": _to("held"),
+    },
+    "Deleted": {
+        state: _to("deleted") for state in (
+            "scheduled", "held", "ready", "retrying", "succeeded", "partial", "dead", "cancelled", "expired"
+        )
+    },
     "DeadLettered": {"dead": _to("dead")},
-    "Expired": {"scheduled": _to("expired"), "ready": _to("expired"), "retrying": _to("expired")},
-    "Forgotten": {state: _to(None) for state in ("succeeded", "partial", "dead", "cancelled", "expired")},
+    "Expired": {
+        "scheduled": _to("expired"), "held": _to("expired"), "ready": _to("expired"), "retrying": _to("expired"),
+    },
+    "Forgotten": {
+        state: _to(None) for state in ("succeeded", "partial", "dead", "cancelled", "expired", "deleted")
+    },
 }  # fmt: skip
 """Event type → state before (None: no such job) → states it may lead to (None: the job is gone)."""
+
+SINCE: Mapping[tuple[str, State], int] = {("RetryRequested", "retrying"): 2}
+"""Rows (event type, state before) that only these rules and later ones have, where older ones know both."""
 
 
 Outcome = Literal[
@@ -85,32 +112,37 @@ class Refused(Struct, frozen=True, gc=False):
 
 
 Decision = Applied | Refused
+Decide = Callable[["Job | None", ev.AnyEvent, Place], Decision]
 
 
-def apply(job: Job | None, event: ev.AnyEvent, place: Place) -> Decision:
-    """Decide on one event of one job. Pure and total: any event on any state gives a decision."""
-    kind = type(event)
-    if kind is ev.Enqueued:
-        return _enqueued(job, cast(ev.Enqueued, event), place)
-    if job is None:
-        return _NO_SUCH_JOB
-    event_id = event.id
-    if event_id and event_id in (job.last_event, job.lease, job.outcome_id, job.enqueued_id):
-        return Refused("duplicate", "already applied")
-    rule = _RULES.get(kind)
-    if rule is None:
-        return Refused("illegal", f"{kind.__name__} is not in force")
-    refusal = rule.refuses(job, event, place)
-    if refusal is not None:
-        return refusal
-    leads_to = rule.row.get(job.state)
-    if leads_to is None:
-        return _not_now(job, event)
-    if kind is ev.Forgotten:
-        return Applied(None)
-    after = rule.body(effects.next_of(job, event, place), event, place)
-    assert after.state in leads_to, f"{kind.__name__} led from {job.state} to {after.state}"
-    return Applied(after)
+def decider(rules: Mapping[type, _Rule]) -> Decide:
+    """What decides on one event of one job by these rules. Pure and total: any event on any state gives a decision."""
+
+    def apply(job: Job | None, event: ev.AnyEvent, place: Place) -> Decision:
+        kind = type(event)
+        if kind is ev.Enqueued:
+            return _enqueued(job, cast(ev.Enqueued, event), place)
+        if job is None:
+            return _NO_SUCH_JOB
+        event_id = event.id
+        if event_id and event_id in (job.last_event, job.lease, job.outcome_id, job.enqueued_id):
+            return Refused("duplicate", "already applied")
+        rule = rules.get(kind)
+        if rule is None:
+            return Refused("illegal", f"{kind.__name__} is not in force")
+        refusal = rule.refuses(job, event, place)
+        if refusal is not None:
+            return refusal
+        leads_to = rule.row.get(job.state)
+        if leads_to is None:
+            return _not_now(job, event)
+        if kind is ev.Forgotten:
+            return Applied(None)
+        after = rule.body(effects.next_of(job, event, place), event, place)
+        assert after.state in leads_to, f"{kind.__name__} led from {job.state} to {after.state}"
+        return Applied(after)
+
+    return apply
 
 
 def _enqueued(job: Job | None, event: ev.Enqueued, place: Place) -> Decision:
@@ -178,7 +210,7 @@ def _not_meant(job: Job, event: ev.Verb, place: Place) -> Refused | None:
         return Refused("too_late", "not_after has passed")
     if ahead_ms > MAX_VERB_AGE_MS:
         # A late copy may come when not_after is near enough; what was refused must stay so. Nobody retries for longer.
-        memory = effects.remember(job, event, "illegal") if ahead_ms <= 2 * MAX_VERB_AGE_MS else None
+        memory = verbs.remember(job, event, "illegal") if ahead_ms <= 2 * MAX_VERB_AGE_MS else None
         return Refused("illegal", f"not_after is more than {MAX_VERB_AGE_MS} ms ahead", memory)
     return None
 
@@ -188,10 +220,19 @@ def _cancels_already(job: Job, event: ev.CancelRequested, place: Place) -> Refus
     return _not_now(job, event) if refusal is None and job.cancel else refusal
 
 
+def _changes_nothing(job: Job, event: ev.Edited, place: Place) -> Refused | None:
+    refusal = _not_meant(job, event, place)
+    if refusal is None and decode_changes(event.changes) is None:
+        return Refused(
+            "illegal", "changes: nothing that can be changed", verbs.remember(job, event, "illegal")
+        )
+    return refusal
+
+
 def _not_now(job: Job, event: ev.AnyEvent) -> Refused:
     """The table has no such transition. A verb's refusal is remembered: its late copy must find the same answer."""
     kind, state = type(event).__name__, "being cancelled" if job.cancel else job.state
-    memory = effects.remember(job, event, "illegal") if isinstance(event, ev.Verb) else None
+    memory = verbs.remember(job, event, "illegal") if isinstance(event, ev.Verb) else None
     return Refused("illegal", f"{kind} does not apply to a job that is {state}", memory)
 
 
@@ -220,11 +261,37 @@ _RULES: Mapping[type, _Rule] = {
         (ev.Succeeded, _not_the_lease, effects.succeeded),
         (ev.Failed, _not_the_lease, effects.failed),
         (ev.Returned, _not_the_lease, effects.returned),
+        (ev.Snoozed, _not_the_lease, effects.snoozed),
         (ev.LeaseExpired, _not_the_lease, effects.lease_expired),
-        (ev.CancelRequested, _cancels_already, effects.cancel_requested),
-        (ev.RetryRequested, _not_meant, effects.retry_requested),
+        (ev.CancelRequested, _cancels_already, verbs.cancel_requested),
+        (ev.RetryRequested, _not_meant, verbs.retry_requested),
+        (ev.Held, _not_meant, verbs.hold),
+        (ev.Unheld, _not_meant, verbs.unhold),
+        (ev.Edited, _changes_nothing, verbs.edited),
+        (ev.Deleted, _not_meant, verbs.deleted),
         (ev.Cancelled, _no_cancel, effects.cancelled),
         (ev.DeadLettered, _not_seen, effects.dead_lettered),
         (ev.Forgotten, _too_early, _gone),
     )
 }
+
+apply = decider(_RULES)
+"""As of the newest rules."""
+
+
+def _as_of(version: int) -> Mapping[type, _Rule]:
+    """The rules without the rows that came later."""
+    return {
+        kind: rule._replace(
+            row={
+                state: leads_to
+                for state, leads_to in rule.row.items()
+                if state is None or SINCE.get((kind.__name__, state), 1) <= version
+            }
+        )
+        for kind, rule in _RULES.items()
+    }
+
+
+apply_1 = decider(_as_of(1))
+"""As of rules 1."""

@@ -22,10 +22,11 @@ State = Literal[
     "dead",
     "cancelled",
     "expired",
+    "deleted",
 ]
 
 WAITING: frozenset[State] = frozenset({"scheduled", "blocked", "held", "ready", "retrying"})
-TERMINAL: frozenset[State] = frozenset({"succeeded", "partial", "dead", "cancelled", "expired"})
+TERMINAL: frozenset[State] = frozenset({"succeeded", "partial", "dead", "cancelled", "expired", "deleted"})
 
 
 class Verdict(Struct, array_like=True, frozen=True, gc=False):

@@ -8,15 +8,13 @@ an older one did: it does not know the types, and ignores the fields, that came 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 from penstock.core import job
-from penstock.core.job import Decision, Job, Place
+from penstock.core.job import Decide
 from penstock.schemas import events as ev
 from penstock.schemas.codec import LineDecoder
-
-Decide = Callable[[Job | None, ev.AnyEvent, Place], Decision]
 
 
 class RuleSet:
@@ -29,7 +27,9 @@ class RuleSet:
         decide: what a line does to its job.
     """
 
-    __slots__ = ("decide", "decode_bundle", "decode_line", "in_force", "job_types", "leader_types", "types")
+    __slots__ = (
+        "decide", "decode_bundle", "decode_line", "in_force", "job_types", "later_fields", "leader_types", "types"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class RuleSet:
         later_fields: Mapping[type[ev.Event], frozenset[str]] | None = None,
         decide: Decide = job.apply,
     ) -> None:
+        self.later_fields = later_fields or {}
         decoder = LineDecoder(kinds, later_fields)
         self.in_force = frozenset(in_force)
         self.types = frozenset(kind for kind in kinds if kind.__struct_config__.tag in self.in_force)
@@ -52,16 +53,25 @@ class RuleSet:
 RulesTable = Mapping[int, RuleSet]
 """Rules by version: 1 and up, without gaps."""
 
+_IN_FORCE_1 = frozenset({
+    "Enqueued", "Due", "Leased", "Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired",
+    "CancelRequested", "Cancelled", "RetryRequested", "DeadLettered", "Expired", "Forgotten",
+    "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated", "CopySealed",
+})  # fmt: skip
+
+_LATER_THAN_1: Mapping[type[ev.Event], frozenset[str]] = {
+    ev.Succeeded: frozenset({"errors"}),
+    ev.Returned: frozenset({"cancel"}),
+    ev.Snoozed: frozenset({"reason"}),
+    ev.Held: frozenset({"reason"}),
+    ev.Deleted: frozenset({"reason"}),
+}
+
 RULES: RulesTable = {
-    1: RuleSet(
-        {
-            "Enqueued", "Due", "Leased", "Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired",
-            "CancelRequested", "Cancelled", "RetryRequested", "DeadLettered", "Expired", "Forgotten",
-            "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated", "CopySealed",
-        }
-    )
-}  # fmt: skip
-"""The rules of this version of Penstock."""
+    1: RuleSet(_IN_FORCE_1, later_fields=_LATER_THAN_1, decide=job.apply_1),
+    2: RuleSet(_IN_FORCE_1 | {"Held", "Unheld", "Edited", "Deleted", "Snoozed"}),
+}
+"""The rules of this version of Penstock. 2: every verb of a single job, outcomes in part, jobs that are put off."""
 
 
 def newest(rules: RulesTable) -> int:

@@ -1,9 +1,10 @@
 """The topics of one namespace on a log: made if missing, checked if there, and bound together by control's first line.
 
-That line says how many partitions the jobs topic has and which generation of the log this is (it grows when a
-log is copied, so that fences never regress). A process set up for other numbers stops here and not after it
-has misplaced a job. A namespace that is a copy says so in that line, and is closed to everybody until a ``CopySealed``
-stands behind it.
+That line says how many partitions the jobs topic has, which generation of the log this is (it grows when a
+log is copied, so that fences never regress), and which rules its partitions follow from their beginning: the newest
+that the program had which made it. A process set up for other numbers, or without those rules, stops here and not
+after it has misplaced a job. A namespace that is a copy says so in that line, and is closed to everybody until a
+``CopySealed`` stands behind it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from contextlib import aclosing
 
 import msgspec
 
+from penstock.core.rules import RULES, newest
 from penstock.log.port import Log, Record, TopicSpec
 from penstock.schemas.codec import decode_line, encode_line, split
-from penstock.schemas.errors import LogCopying, LogUnavailable, TopicMismatch, Undecodable
+from penstock.schemas.errors import LogCopying, LogUnavailable, TopicMismatch, Undecodable, UnknownRules
 from penstock.schemas.events import AnyEvent, Configured, CopySealed, Raw
 from penstock.schemas.position import pack
 from penstock.schemas.topics import HINT_RETENTION_MS, Topics
@@ -31,6 +33,7 @@ class LogShape(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     copy: str = ""
     copied_from: str = ""
+    rules: int = 1
 
 
 class _FirstSettings(msgspec.Struct, frozen=True):
@@ -38,10 +41,11 @@ class _FirstSettings(msgspec.Struct, frozen=True):
 
 
 class Namespace(msgspec.Struct, frozen=True):
-    """An opened namespace: its topics and the log's generation."""
+    """An opened namespace: its topics, the log's generation, and the rules that it was made with."""
 
     topics: Topics
     generation: int
+    rules: int = 1
 
 
 def topic_specs(topics: Topics) -> list[TopicSpec]:
@@ -60,19 +64,28 @@ def topic_specs(topics: Topics) -> list[TopicSpec]:
     ]
 
 
-async def open_namespace(log: Log, topics: Topics) -> Namespace:
+async def open_namespace(log: Log, topics: Topics, rules: int = newest(RULES)) -> Namespace:
     """Make or check the namespace's topics.
+
+    Args:
+        rules: the highest version that the opening program has; a namespace that it makes follows them.
 
     Raises:
         TopicMismatch: a topic, or the number of partitions, is not as it must be.
+        UnknownRules: it was made with rules that are newer.
         LogCopying: it is a copy of another log, and not complete yet.
         LogUnavailable: the log does not answer.
     """
-    shape = await begin_namespace(log, topics, LogShape(topics.partitions))
+    shape = await begin_namespace(log, topics, LogShape(topics.partitions, rules=rules))
     if shape.partitions != topics.partitions:
         raise TopicMismatch(
             f"namespace {topics.namespace!r} was made with {shape.partitions} partitions; this process is set to"
             f" {topics.partitions} (PENSTOCK_PARTITIONS)"
+        )
+    if shape.rules > rules:
+        raise UnknownRules(
+            f"namespace {topics.namespace!r} was made with rules {shape.rules}, and this program knows none above"
+            f" {rules}: upgrade Penstock here, then start it again."
         )
     if shape.copy and not await is_sealed(log, topics, shape):
         raise LogCopying(
@@ -81,7 +94,7 @@ async def open_namespace(log: Log, topics: Topics) -> Namespace:
             namespace=topics.namespace,
             copied_from=shape.copied_from,
         )
-    return Namespace(topics, shape.generation)
+    return Namespace(topics, shape.generation, shape.rules)
 
 
 async def begin_namespace(log: Log, topics: Topics, shape: LogShape) -> LogShape:
@@ -170,22 +183,31 @@ async def ask_for_rules(log: Log, topics: Topics, version: int, actor: str) -> N
         actor=actor,
         control_position=pack(bounds.end, 0),
         previous=pack(bounds.end - 1, 0),
-        settings=Raw(msgspec.json.encode(_RulesSettings(version))),
+        settings=Raw(msgspec.json.encode(_Rules(version))),
     )
     await log.append(topics.control, 0, encode_line(line))
 
 
-class _RulesSettings(msgspec.Struct, frozen=True):
+class _Rules(msgspec.Struct, frozen=True):
     rules: int = 0
 
 
+class _RulesSettings(_Rules, frozen=True):
+    log: _Rules = _Rules()
+    """What control's first line says."""
+
+
 def wanted_rules(value: bytes) -> int:
-    """The highest version of the rules that a record of the control topic asks for; 0 where it asks for none."""
+    """The highest version of the rules that a record of the control topic asks for; 0 where it asks for none.
+
+    The first line asks for those that the namespace was made with.
+    """
     wanted = 0
     for event in map(_decoded, split(value)):
         if isinstance(event, Configured):
             try:
-                wanted = max(wanted, msgspec.json.decode(event.settings, type=_RulesSettings).rules)
+                settings = msgspec.json.decode(event.settings, type=_RulesSettings)
+                wanted = max(wanted, settings.rules, settings.log.rules)
             except msgspec.DecodeError:
                 continue
     return wanted

@@ -73,6 +73,7 @@ class OrchestratorMachine:
         settle_ms: how long to listen for others before claiming anything.
         retention: when jobs that have ended are forgotten.
         rules: those that this program has.
+        made_with: version of the rules that the namespace was made with.
     """
 
     def __init__(
@@ -87,15 +88,18 @@ class OrchestratorMachine:
         settle_ms: int = 0,
         retention: Retention = KEEP_FOR_EVER,
         rules: RulesTable = RULES,
+        made_with: int = 1,
     ) -> None:
         self.name, self.incarnation = name, incarnation
         self.fleet = Fleet(incarnation)
         self.peers = Peers(incarnation)
         self._dispatcher = Dispatcher(self.fleet)
         self.forgetting = Forgetting(retention)
-        self.upgrade = RulesUpgrade(newest(rules), now.mono_ms)
+        self.upgrade = RulesUpgrade(newest(rules), now.mono_ms, made_with)
         self.partitions = {
-            store.identity.partition: PartitionMachine(store, self.fleet, name, incarnation, generation)
+            store.identity.partition: PartitionMachine(
+                store, self.fleet, name, incarnation, generation, made_with
+            )
             for store in stores
         }
         self._settled_ms = now.mono_ms + settle_ms

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import Literal
 
-from penstock.core.job import Job
+from penstock.core.job import WAITING, Job
 from penstock.core.partition import Folded
 from penstock.log.port import Record
 from penstock.orchestrator.backlog import Backlog
@@ -59,11 +59,14 @@ class PartitionMachine:
         incarnation: of its process.
         generation: of the log; the high bits of every fence. It leads no partition that is of another, for that is
             still being copied.
+        made_with: version of the rules that the namespace was made with: whoever leads sees to it that they are in
+            force, before anything else.
     """
 
     def __init__(
-        self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int
-    ) -> None:
+        self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int,
+        made_with: int = 1,
+    ) -> None:  # fmt: skip
         self.store = store
         self.number = store.identity.partition
         self.role: Role = "following"
@@ -74,6 +77,7 @@ class PartitionMachine:
         self._incarnation = incarnation
         self._lines = LeaderLines(self.number, orchestrator, incarnation)
         self._generation = generation
+        self._made_with = made_with
         self._courier = Courier(store)
         self._index = Index.of(store)
         self.committed_ms = 0
@@ -159,6 +163,8 @@ class PartitionMachine:
     def _take_over(self, epoch: int, now: Now, out: Outputs) -> None:
         """Find again all that the partition's leader owes. Every running lease is granted anew in full."""
         self.role, self.epoch, self._lines.epoch = "leading", epoch, epoch
+        for version in range(self.store.state.rules + 1, self._made_with + 1):
+            self.activate_rules(version, now, out)
         self.commit()
         self._reset()
         self._backlog.load()
@@ -191,8 +197,8 @@ class PartitionMachine:
             if after is not None:
                 if before is None or before.state != after.state:
                     self._moved(folded.key, after)
-                elif after.state == "ready" and lane_of(before) != lane_of(after):
-                    self._backlog.push(folded.key, after)
+                elif after.state in WAITING:
+                    self._waits_on(folded.key, before, after)
         elif type(event) is ev.Leased:
             self._lease_refused(event)
         elif folded.outcome == "misrouted":
@@ -207,6 +213,12 @@ class PartitionMachine:
         elif job.state == "dead" and not job.dead_lettered:
             self._owed[key] = 0
         self._timers.add(key, job)
+
+    def _waits_on(self, key: str, before: Job, after: Job) -> None:
+        """A waiting job was changed: it may wait in another lane now, or for another time."""
+        if after.state == "ready" and lane_of(before) != lane_of(after):
+            self._backlog.push(key, after)
+        self._timers.add(key, after)
 
     def _held(self, folded: Folded, before: Job, after: Job | None, now: Now, out: Outputs) -> None:
         """A line about a job that was running."""

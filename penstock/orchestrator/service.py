@@ -216,6 +216,7 @@ class Orchestrator:
             settle_ms=self._settle_ms,
             retention=self._retention,
             rules=self._kind.rules,
+            made_with=self._namespace.rules,
         )
         self._note_caught_up()
 

@@ -10,6 +10,8 @@ Who wishes it has asked all live processes already. It is asked here again, for 
 an older process may have come back since. One that comes back later still stops by itself: it folds the activation and
 does not know the rules. Nothing is kept of what was written: a partition whose rules are older than wished for is
 proposed to again, by whoever leads it.
+
+Of the rules that the namespace was made with nobody has to be asked: who lacks them could not open it.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ class RulesUpgrade:
     Args:
         supported: the highest version of the rules that this program has.
         now_ms: monotonic time at which it begins to listen.
+        made_with: the version that the namespace was made with.
     """
 
-    def __init__(self, supported: int, now_ms: int) -> None:
+    def __init__(self, supported: int, now_ms: int, made_with: int = 1) -> None:
         self.supported = supported
-        self.wanted = 1
+        self.made_with = made_with
+        self.wanted = made_with
         """The version that the control topic asks for."""
         self._servings: dict[str, tuple[Serving, int]] = {}
         self._since_ms = now_ms
@@ -66,15 +70,18 @@ class RulesUpgrade:
     ) -> None:
         """Propose the next version in each led partition that lacks it, if everybody can follow."""
         behind = [machine for machine in leading if machine.store.state.rules < self.wanted]
-        if not behind or now.mono_ms - self._since_ms < LISTEN_MS:
+        if not behind:
             return
         peers = list(peers)
         for machine in behind:
             version = machine.store.state.rules + 1
-            lacking = self._lacking(version, peers, now.mono_ms)
-            if lacking:
-                self._tell(version, lacking, now, out)
-                return
+            if version > self.made_with:
+                if now.mono_ms - self._since_ms < LISTEN_MS:
+                    return
+                lacking = self._lacking(version, peers, now.mono_ms)
+                if lacking:
+                    self._tell(version, lacking, now, out)
+                    return
             proposed, written_ms = self._written.get(machine.number, (0, 0))
             if proposed != version or now.mono_ms - written_ms >= AGAIN_MS:
                 self._written[machine.number] = version, now.mono_ms

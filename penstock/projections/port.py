@@ -62,6 +62,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     started_at: str | None
     finished_at: str | None
     cancel_requested: bool
+    enqueued_event: str
+    """Id of the event that it began with: what a verb's ``of`` has to name."""
     position: str
 
 

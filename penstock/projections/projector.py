@@ -37,7 +37,7 @@ from penstock.projections.rows import (
     job_prefix,
     number,
 )
-from penstock.projections.views import SHOWN_ERRORS, ErrorRow, error_of
+from penstock.projections.views import SHOWN_ERRORS, ErrorRow, errors_of
 from penstock.projections.waiting import OffsetWaiters
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
@@ -117,11 +117,14 @@ class Projector:
             else:
                 entry.after = line.after
                 entry.lines.append(item)
+            after = line.after
             if type(line.event) in _TELLS_OF_FAILURE:
-                self._keep_error(line)
-            elif line.after is None:
+                self._keep_errors(line)
+            elif after is None:
                 self._errors[key] = []
                 self._forgotten.append((forgotten_key(line.time_ms, line.position), key))
+            elif after.state == "partial":
+                self._keep_errors(line)
 
     def commit(self) -> None:
         """Write all that was folded."""
@@ -146,15 +149,15 @@ class Projector:
 
     # What is rare
 
-    def _keep_error(self, line: Folded) -> None:
-        error = error_of(line)
-        if error is None:
+    def _keep_errors(self, line: Folded) -> None:
+        found = errors_of(line)
+        if not found:
             return
         errors = self._errors.get(line.key)
         if errors is None:
             data = self.store.store.get(ERRORS, line.key.encode())
             errors = self._errors[line.key] = [] if data is None else decode_errors(data)
-        errors.append(error)
+        errors.extend(found)
         del errors[:-SHOWN_ERRORS]
 
     def _keep_refused(self, line: Folded) -> None:
@@ -205,8 +208,8 @@ class Projector:
         groups = self.groups
         if after is None:
             batch.delete(ERRORS, key.encode())
-        old = None if before is None else groups.of(before)
-        new = None if after is None else groups.of(after)
+        old = None if before is None or before.state == "deleted" else groups.of(before)
+        new = None if after is None or after.state == "deleted" else groups.of(after)
         if old is new and (before is None or after is None or before.created_at_ms == after.created_at_ms):
             return
         if old is not None and before is not None:

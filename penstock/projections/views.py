@@ -100,6 +100,7 @@ def job_view(
         started_at=_time_or_none(job.started_at_ms),
         finished_at=_time_or_none(job.finished_at_ms),
         cancel_requested=bool(job.cancel),
+        enqueued_event=job.enqueued_id,
         position=str(unpack(partition, seen)),
     )
 
@@ -119,24 +120,30 @@ def error_view(error: ErrorRow) -> ErrorView:
     )
 
 
-def error_of(line: Folded) -> ErrorRow | None:
-    """The failed attempt that an accepted line tells of, if it tells of one."""
+def errors_of(line: Folded) -> list[ErrorRow]:
+    """The failures that an accepted line tells of: of an attempt, or of parts of one that succeeded otherwise."""
     event, before = line.event, line.before
     if before is None:
-        return None
+        return []
+    attempt, at_ms = before.attempt, line.time_ms
     match event:
         case ev.Failed():
-            error = event.error
-            return ErrorRow(before.attempt, error.code, error.message, bytes(error.details), line.time_ms)
+            return [_error_row(attempt, event.error, at_ms)]
+        case ev.Succeeded():
+            return [_error_row(attempt, error, at_ms) for error in event.errors]
         case ev.LeaseExpired() if not event.refund:
             code, message = LEASE_ENDS[event.reason]
-            return ErrorRow(before.attempt, code, message, b"", line.time_ms)
+            return [ErrorRow(attempt, code, message, b"", at_ms)]
         case ev.Expired():
             after = line.after
             assert after is not None
-            return ErrorRow(before.attempt, after.error_code, after.error_message, b"", line.time_ms)
+            return [ErrorRow(attempt, after.error_code, after.error_message, b"", at_ms)]
         case _:
-            return None
+            return []
+
+
+def _error_row(attempt: int, error: ev.JobError, at_ms: int) -> ErrorRow:
+    return ErrorRow(attempt, error.code, error.message, bytes(error.details), at_ms)
 
 
 class _Envelope(msgspec.Struct):

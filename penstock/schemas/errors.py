@@ -101,6 +101,12 @@ class JobForgotten(JobNotFound):
     code = "job_forgotten"
 
 
+class JobDeleted(JobNotFound):
+    """The job was deleted; its history can still be asked for."""
+
+    code = "job_deleted"
+
+
 class Conflict(PenstockError):
     """The job's state does not allow this."""
 

@@ -25,6 +25,7 @@ from msgspec import Meta, Raw, Struct
 from penstock.schemas.ids import exactly
 from penstock.schemas.limits import (
     MAX_ERROR_MESSAGE_CHARS,
+    MAX_PARTIAL_ERRORS,
     MAX_PROGRESS_MESSAGE_CHARS,
     MAX_TAGS,
     MAX_TIME_MS,
@@ -182,11 +183,13 @@ class Progressed(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Succeeded(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """The holder finished the job."""
+    """The holder finished the job: in part, where ``errors`` say what of it failed."""
 
     lease: EventId
     result: Raw = NULL
     run_ms: DurationMs = 0
+    errors: Annotated[tuple[JobError, ...], Meta(max_length=MAX_PARTIAL_ERRORS)] = ()
+    """Since rules 2."""
 
 
 class Failed(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
@@ -202,6 +205,16 @@ class Returned(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     """The holder gives the job back unfinished; it costs no attempt. ``surplus`` when it never had room for it."""
 
     lease: EventId
+    reason: Short = ""
+    cancel: bool = False
+    """The handler itself wants the job cancelled. Since rules 2."""
+
+
+class Snoozed(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """The holder puts the job off without a failure; it costs no attempt. Since rules 2."""
+
+    lease: EventId
+    delay_ms: DurationMs = 0
     reason: Short = ""
 
 
@@ -236,9 +249,34 @@ class CancelRequested(Verb, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RetryRequested(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """Run a finished, unsuccessful job again with ``attempts`` more attempts (0: as many as it began with)."""
+    """Run a finished, unsuccessful job again with ``attempts`` more attempts (0: as many as it began with).
+
+    One that waits for its next attempt makes it at once; 0 leaves it the attempts that it has. Since rules 2.
+    """
 
     attempts: Count = 0
+
+
+class Held(Verb, frozen=True, kw_only=True, omit_defaults=True):
+    """Keep a waiting job from running. Since rules 2."""
+
+    reason: Short = ""
+
+
+class Unheld(Verb, frozen=True, kw_only=True, omit_defaults=True):
+    """Let a held job run again: when its time comes, or in the place that it had. Since rules 2."""
+
+
+class Edited(Verb, frozen=True, kw_only=True, omit_defaults=True):
+    """Change a waiting job. ``changes``: :class:`penstock.schemas.changes.Changes`. Since rules 2."""
+
+    changes: Raw = NULL
+
+
+class Deleted(Verb, frozen=True, kw_only=True, omit_defaults=True):
+    """Take a job that does not run out of lists and counts. Its history stays. Since rules 2."""
+
+    reason: Short = ""
 
 
 # Ends
@@ -266,37 +304,12 @@ class Forgotten(LeaderJobEvent, frozen=True, kw_only=True, omit_defaults=True):
 # Types that later rules bring to life: decoded, and refused until their rules are active
 
 
-class Snoozed(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """The holder puts the job off without a failure."""
-
-    lease: EventId
-    delay_ms: DurationMs = 0
-
-
-class Held(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """Keep a waiting job from running."""
-
-
-class Unheld(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """Let a held job run again."""
-
-
-class Edited(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """Change a waiting job."""
-
-    changes: Raw = NULL
-
-
 class Replaced(Verb, frozen=True, kw_only=True, omit_defaults=True):
     """A newer job with the same unique key takes this one's place."""
 
 
 class Unblocked(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     """What the job depended on is done."""
-
-
-class Deleted(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """Take a job out of the views."""
 
 
 class Erased(JobEvent, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import msgspec
 
 from penstock.core.effects import next_of
-from penstock.core.job import WAITING, Applied, Decision, Job, Place, Refused, apply
-from penstock.core.rules import RULES, RuleSet, RulesTable
+from penstock.core.job import WAITING, Applied, Decide, Decision, Job, Place, Refused, apply
+from penstock.core.rules import RULES, RuleSet, RulesTable, newest
 from penstock.schemas import events as ev
 
 
@@ -37,11 +37,11 @@ def _as_before(event: Any, **changes: Any) -> Any:
     return ev.Failed(**fields | changes)
 
 
-def _decide_1(job: Job | None, event: Any, place: Place) -> Decision:
-    return apply(job, _as_before(event), place)
+def _as_it_was(decide: Decide) -> Decide:
+    return lambda job, event, place: decide(job, _as_before(event), place)
 
 
-def _decide_2(job: Job | None, event: Any, place: Place) -> Decision:
+def _decide(job: Job | None, event: Any, place: Place) -> Decision:
     if isinstance(event, Bumped) and job is not None:
         if job.last_event == event.id:
             return Refused("duplicate", "already applied")
@@ -52,12 +52,15 @@ def _decide_2(job: Job | None, event: Any, place: Place) -> Decision:
     return apply(job, _as_before(event, **({} if pause_ms is None else {"retry_after_ms": pause_ms})), place)
 
 
+NEXT = newest(RULES) + 1
+"""The version that the next program brings."""
+
 NEWER: RulesTable = {
-    1: RuleSet(
-        RULES[1].in_force,
+    version: RuleSet(
+        rules.in_force,
         kinds=_KINDS,
-        later_fields={PausingFailed: frozenset({"pause_ms"})},
-        decide=_decide_1,
-    ),
-    2: RuleSet(RULES[1].in_force | {"Bumped"}, kinds=(*_KINDS, Bumped), decide=_decide_2),
-}
+        later_fields={**rules.later_fields, PausingFailed: frozenset({"pause_ms"})},
+        decide=_as_it_was(rules.decide),
+    )
+    for version, rules in RULES.items()
+} | {NEXT: RuleSet(RULES[newest(RULES)].in_force | {"Bumped"}, kinds=(*_KINDS, Bumped), decide=_decide)}

@@ -18,29 +18,32 @@ from typing import Any
 
 from penstock.core.job import Job, body_hash
 from penstock.core.partition import Folded, PartitionFold
+from penstock.core.rules import RULES, newest
 from penstock.schemas.position import pack
 
 JOB = "J"
 EPOCH_OFFSET = 1
+EPOCH = pack(EPOCH_OFFSET, 0)
 LEADER_TYPES = {"Due", "Expired", "Leased", "LeaseExpired", "Cancelled", "DeadLettered", "Forgotten"}
 SEEN_TYPES = {"Due", "Expired", "Leased", "DeadLettered", "Forgotten"}
-HOLDER_TYPES = {"Progressed", "Succeeded", "Failed", "Returned", "LeaseExpired", "Cancelled"}
-VERB_TYPES = {"CancelRequested", "RetryRequested"}
+HOLDER_TYPES = {"Progressed", "Succeeded", "Failed", "Returned", "Snoozed", "LeaseExpired", "Cancelled"}
+VERB_TYPES = {"CancelRequested", "RetryRequested", "Held", "Unheld", "Edited", "Deleted"}
 
 
 class Story:
-    """Plays rows on a fold of one partition that has a leader."""
+    """Plays rows on a fold of one partition that has a leader, and follows these rules."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: int = newest(RULES)) -> None:
         self.fold = PartitionFold(0, 1, lambda _: None)
-        line = {
-            "type": "LeaderAnnounced",
-            "id": "A",
-            "orchestrator": "o",
-            "incarnation": "i",
-            "supersedes": -1,
-        }
-        self.fold.fold(EPOCH_OFFSET, 0, True, json.dumps(line).encode())
+        lines: list[dict[str, Any]] = [
+            {"type": "LeaderAnnounced", "id": "A", "orchestrator": "o", "incarnation": "i", "supersedes": -1},
+            *(
+                {"type": "RulesActivated", "id": f"rules.{version}", "version": version, "epoch": EPOCH}
+                for version in range(2, rules + 1)
+            ),
+        ]
+        self.fold.fold(EPOCH_OFFSET, 0, True, "\n".join(map(json.dumps, lines)).encode())
+        assert self.fold.state.rules == rules
         self.rows = 0
         self.last: Folded | None = None
 
@@ -91,9 +94,9 @@ class Story:
         return line
 
 
-def play(table: str) -> Story:
+def play(table: str, rules: int = newest(RULES)) -> Story:
     """Play a whole story and return it as it ended."""
-    story = Story()
+    story = Story(rules)
     story.play(table)
     return story
 
@@ -114,6 +117,7 @@ def _defaults(kind: str, job: Job | None, epoch: int) -> dict[str, Any]:
         "Progressed": {"seq": job.progress_seq + 1 if job else 1},
         "Failed": {"error": {"code": "boom"}},
         "DeadLettered": {"reason": "r"},
+        "Edited": {"changes": {}},
     }
     return found | own.get(kind, {})
 
@@ -123,6 +127,12 @@ def _set(line: dict[str, Any], name: str, value: str, time_ms: int) -> None:
         line["error"] = {"code": "boom", "retryable": value == "yes"}
     elif name == "backoff":
         line["backoff"] = {"kind": value, "base_ms": 100, "jitter": 0}
+    elif name == "errors":
+        line["errors"] = [{"code": code} for code in value.split(",")]
+    elif name.startswith("changes."):
+        changes: dict[str, Any] = {}
+        _set(changes, name.removeprefix("changes."), value, time_ms)
+        line["changes"] |= changes
     elif value.startswith("#"):
         line[name] = pack(EPOCH_OFFSET + int(value[1:]), 0)
     elif value.startswith("+"):

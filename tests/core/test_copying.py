@@ -11,7 +11,7 @@ import pytest
 from penstock.core import copying
 from penstock.core.partition import Folded, PartitionFold, decided_by_its_job
 from penstock.core.rows import STATE_KEY
-from penstock.core.rules import RULES, RuleSet
+from penstock.core.rules import RULES, RuleSet, newest
 from penstock.schemas.copies import CopiedPlace, encode_copied_from
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.ids import partition_of
@@ -248,7 +248,7 @@ def test_state_rows_do_not_depend_on_how_it_was_batched() -> None:
 def test_copied_lines_keep_the_rules_that_they_were_folded_under() -> None:
     table = {
         1: RULES[1],
-        2: RuleSet(RULES[1].in_force | {"Snoozed"}, decide=lambda *_: pytest.fail("of rules 2")),
+        2: RuleSet(RULES[1].in_force | {"Unblocked"}, decide=lambda *_: pytest.fail("of rules 2")),
     }
     target = Target(table)
     target.copy(enqueued(), at=[pack(5, 0)], rules=1)
@@ -261,9 +261,9 @@ def test_copied_lines_keep_the_rules_that_they_were_folded_under() -> None:
 
 def test_rules_that_this_program_lacks_stop_it(target: Target) -> None:
     with pytest.raises(UnknownRules, match="upgrade"):
-        target.copy(enqueued(), at=[pack(5, 0)], rules=2)
+        target.copy(enqueued(), at=[pack(5, 0)], rules=newest(RULES) + 1)
     with pytest.raises(UnknownRules, match="upgrade"):
-        Target().add(sealed(rules=2))
+        Target().add(sealed(rules=newest(RULES) + 1))
 
 
 # What is worth copying

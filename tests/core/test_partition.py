@@ -17,7 +17,7 @@ from penstock.core.rows import (
     position_row_key,
     row_digest,
 )
-from penstock.core.rules import RULES
+from penstock.core.rules import RULES, newest
 from penstock.schemas import events as ev
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.ids import partition_of
@@ -127,8 +127,13 @@ def test_f2_configuration_is_copied_in_order_without_gaps(log: Log) -> None:
 
 def test_f3_rules_that_nobody_knows_stop_the_folder(log: Log) -> None:
     log.add(announced())
-    with pytest.raises(UnknownRules, match="rules 2"):
-        log.add(line("RulesActivated", id="r", epoch=log.fold.state.epoch, version=2))
+    known, epoch = newest(RULES), log.fold.state.epoch
+    for version in range(2, known + 1):
+        assert (
+            log.outcome(line("RulesActivated", id=f"r{version}", epoch=epoch, version=version)) == "applied"
+        )
+    with pytest.raises(UnknownRules, match=f"rules {known + 1}"):
+        log.add(line("RulesActivated", id="r", epoch=epoch, version=known + 1))
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
@@ -143,7 +148,7 @@ def test_f3_only_the_leader_activates_rules(log: Log) -> None:
 
 
 def test_f3_rows_of_rules_that_nobody_knows_are_not_opened(log: Log) -> None:
-    log.fold.state.rules = 2
+    log.fold.state.rules = newest(RULES) + 1
     rows = log.rows()
     with pytest.raises(UnknownRules):
         PartitionFold(0, PARTITIONS, rows.get)

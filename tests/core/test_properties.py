@@ -8,7 +8,7 @@ from typing import Any, get_args
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.core.job import TRANSITIONS, Job
+from penstock.core.job import TERMINAL, TRANSITIONS, WAITING, Job
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rows import DIGEST_MODULUS, STATE_KEY, decode_job_row, job_row_key, row_digest
 from penstock.schemas.codec import decode_line, encode_line
@@ -28,7 +28,7 @@ common = settings(max_examples=60, deadline=None, suppress_health_check=list(Hea
 LEADERS = ["Due", "Leased", "Expired", "DeadLettered", "Forgotten", "LeaseExpired", "Cancelled"]
 OF_LEADER = {
     "scheduled": ["Due", "Expired"], "ready": ["Leased"], "retrying": ["Due"],
-    "dead": ["DeadLettered", "Forgotten"], "active": ["LeaseExpired", "Cancelled"],
+    "dead": ["DeadLettered", "Forgotten"], "active": ["LeaseExpired", "Cancelled"], "held": ["Expired"],
 }  # fmt: skip
 """What a leader would write about a job in a state."""
 
@@ -48,7 +48,7 @@ def _leader(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dic
 
 
 def _holder(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
-    kind = draw(st.sampled_from(["Progressed", "Succeeded", "Failed", "Failed", "Returned"]))
+    kind = draw(st.sampled_from(["Progressed", "Succeeded", "Failed", "Failed", "Returned", "Snoozed"]))
     lease = (
         job.lease if job and draw(st.integers(0, 4)) else draw(st.sampled_from(["", "L1", "L2", "zombie"]))
     )
@@ -58,11 +58,38 @@ def _holder(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dic
     if draw(st.booleans()):
         line |= {"percent": draw(st.floats(0, 100)), "checkpoint": [number]}
         line["retry_after_ms"] = draw(st.sampled_from([0, 7]))
+        line["delay_ms"] = draw(st.sampled_from([0, 7]))
+        line["errors"] = draw(st.sampled_from([[], [error]]))
+        line["cancel"] = draw(st.booleans())
     return line
 
 
+VERBS = ["CancelRequested", "RetryRequested", "Held", "Unheld", "Edited", "Deleted"]
+OF_PEOPLE = {
+    "held": ["Unheld"],
+    "dead": ["RetryRequested"],
+    "cancelled": ["RetryRequested"],
+    "ready": ["Held", "Edited"],
+}
+"""What somebody would want of a job in a state."""
+
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.sampled_from(["critical", "low", "urgent"]),
+        "queue": st.sampled_from(["q", "q/1", "no!name"]),
+        "pool": st.just("p"),
+        "run_at": st.integers(0, 3_000),
+        "delay_ms": st.sampled_from([0, 7]),
+        "expires_at": st.integers(0, 3_000),
+        "max_attempts": st.integers(0, 3),
+        "other": st.just(1),
+    },
+)
+
+
 def _verb(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[str, Any]:
-    kind = draw(st.sampled_from(["CancelRequested", "RetryRequested"]))
+    kind = draw(st.sampled_from(VERBS + OF_PEOPLE.get(job.state, []) * 3 if job else VERBS))
     of = job.enqueued_id if job and draw(st.integers(0, 5)) else "other"
     now_ms = max(job.time_ms, fold.state.time_ms) if job else 0
     ahead_ms = draw(st.sampled_from([-1, 0, 5, 600_000, 600_001]))
@@ -71,6 +98,8 @@ def _verb(draw: Any, fold: PartitionFold, job: Job | None, number: int) -> dict[
         "id": f"v{draw(st.integers(0, 9))}",
         "of": of,
         "not_after": max(0, now_ms + ahead_ms),
+        "attempts": draw(st.integers(0, 2)),
+        "changes": draw(CHANGES),
     }
 
 
@@ -92,13 +121,15 @@ def _of_the_partition(draw: Any, fold: PartitionFold, job: Job | None, number: i
         "epoch": fold.state.epoch if draw(st.booleans()) else draw(EPOCHS),
         "previous": fold.state.config_position, "control_position": draw(st.integers(-1, 9)),
         "line_position": (draw(st.integers(1, 25)) << 15) - draw(st.sampled_from([-1, 0, 0, 0, 32_769])),
-        "target": 1, "version": draw(st.sampled_from([0, 1, 3])),
+        "target": 1, "version": draw(st.sampled_from([0, 1, 4])),
     }  # fmt: skip
 
 
 WRITERS = [_leader, _holder, _verb, _enqueued, _of_the_partition]
 MOSTLY = {
     "active": [_holder, _holder, _leader],
+    "held": [_verb],
+    "partial": [_verb],
     "dead": [_leader, _verb],
     "cancelled": [_verb],
     "expired": [_verb],
@@ -141,7 +172,8 @@ def logs(draw: st.DrawFn, records: int = 25) -> list[Record]:
             announced = (
                 b'{"type":"LeaderAnnounced","id":"A","orchestrator":"o","incarnation":"i","supersedes":-1}\n'
             )
-            record = (0, True, announced + record[2])
+            newest = b'{"type":"RulesActivated","id":"R2","epoch":32768,"version":2}\n'
+            record = (0, True, announced + (newest if draw(st.integers(0, 4)) else b"") + record[2])
         fold.fold(offset, *record)
         found.append(record)
     return found
@@ -228,10 +260,12 @@ def _possible(one: Folded) -> None:
         assert job.attempt >= 1
     else:
         assert job.cancel == ""
-    if job.state in ("ready", "scheduled", "retrying"):
+    if job.state in WAITING:
         assert job.attempt < job.attempts_allowed
-        assert job.finished_at_ms == 0
-    assert (job.due_at_ms > 0) <= (job.state in ("scheduled", "retrying"))
+    assert (job.finished_at_ms > 0) <= (job.state in TERMINAL)
+    assert (job.due_at_ms > 0) <= (job.state in ("scheduled", "retrying", "held"))
+    if job.state == "scheduled":
+        assert job.attempt == 0
     assert job.leased_at <= one.position
 
 

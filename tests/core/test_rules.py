@@ -11,7 +11,7 @@ from penstock.core.partition import PartitionFold
 from penstock.core.rules import RULES, RulesTable, newest
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.position import pack
-from tests.core.newer_rules import NEWER
+from tests.core.newer_rules import NEWER, NEXT
 
 EPOCH = pack(0, 0)
 
@@ -65,6 +65,10 @@ AFTER = [
 ]
 
 
+NEWEST = [activated(version) for version in range(2, NEXT)]
+"""To the newest rules of this program."""
+
+
 def fold(rules: RulesTable, *records: list[bytes]) -> tuple[PartitionFold, list[str]]:
     found = PartitionFold(0, 1, lambda _: None, rules=rules)
     outcomes: list[str] = []
@@ -93,7 +97,7 @@ def test_line_by_line_it_is_the_same_as_at_once() -> None:
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one record", "in two"])
 def test_newer_rules_hold_from_their_line_on_and_what_was_decided_stays(together: bool) -> None:
-    after = [activated(2), *AFTER]
+    after = [*NEWEST, activated(NEXT), *AFTER]
     records = [[*BEFORE, *after]] if together else [BEFORE, after]
     found, outcomes = fold(NEWER, *records)
     assert outcomes[-6:] == ["applied", "applied", "duplicate", "applied", "applied", "quarantined"]
@@ -106,10 +110,13 @@ def test_newer_rules_hold_from_their_line_on_and_what_was_decided_stays(together
 
 
 def test_an_older_program_stops_where_newer_rules_begin() -> None:
-    with pytest.raises(UnknownRules, match="rules 2, and this program knows none above 1: upgrade") as caught:
-        fold(RULES, BEFORE, [activated(2)])
+    after = [*NEWEST, activated(NEXT)]
+    with pytest.raises(
+        UnknownRules, match=f"rules {NEXT}, and this program knows none above {NEXT - 1}: upgrade"
+    ) as caught:
+        fold(RULES, BEFORE, after)
     assert caught.value.exit_code == 8
-    newer, _ = fold(NEWER, BEFORE, [activated(2)])
+    newer, _ = fold(NEWER, BEFORE, after)
     with pytest.raises(UnknownRules):
         PartitionFold(0, 1, dict(newer.take_changes().rows).get)
 
@@ -117,4 +124,4 @@ def test_an_older_program_stops_where_newer_rules_begin() -> None:
 def test_no_version_is_left_out() -> None:
     found, outcomes = fold(NEWER, [LEADER], [activated(3), activated(2, epoch=5), activated(2), activated(2)])
     assert outcomes[1:] == ["stale", "stale", "applied", "stale"]
-    assert found.state.rules == newest(NEWER) == 2
+    assert found.state.rules == 2 < newest(NEWER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.core.rules import RULES, newest
 from penstock.log.hearing import Heard, listen
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import (
@@ -18,7 +19,7 @@ from penstock.log.namespace import (
     wanted_rules,
 )
 from penstock.log.port import Record
-from penstock.schemas.errors import LogCopying, TopicMismatch
+from penstock.schemas.errors import LogCopying, TopicMismatch, UnknownRules
 from penstock.schemas.messages import Beat, Echo, Heartbeat, Serving, encode_messages
 from penstock.schemas.topics import Topics
 
@@ -33,9 +34,21 @@ def log() -> MemoryLog:
 
 async def test_the_first_line_holds_for_ever(log: MemoryLog) -> None:
     assert (await open_namespace(log, TOPICS)).generation == 0
-    assert await begin_namespace(log, TOPICS, COPY) == LogShape(2)
+    assert await begin_namespace(log, TOPICS, COPY) == LogShape(2, rules=newest(RULES))
     with pytest.raises(TopicMismatch):
         await open_namespace(log, Topics(partitions=3, work_partitions=2))
+
+
+async def test_it_follows_the_rules_it_was_made_with(log: MemoryLog) -> None:
+    made = await open_namespace(log, TOPICS, rules=7)
+    assert made.rules == 7
+    assert (await open_namespace(log, TOPICS, rules=8)).rules == 7
+    [record] = [record async for record in control_records(log, TOPICS)]
+    assert wanted_rules(record.value) == 7
+    with pytest.raises(
+        UnknownRules, match=r"made with rules 7, and this program knows none above 6: upgrade"
+    ):
+        await open_namespace(log, TOPICS, rules=6)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +81,7 @@ async def test_the_highest_rules_that_were_ever_asked_for_are_wanted(log: Memory
     for version in (2, 4, 3):
         await ask_for_rules(log, TOPICS, version, "test")
     wanted = [wanted_rules(record.value) async for record in control_records(log, TOPICS)]
-    assert wanted == [0, 2, 4, 3]
+    assert wanted == [newest(RULES), 2, 4, 3]
     assert wanted_rules(b'junk\n{"type":"Configured","id":"c","settings":{"rules":"many"}}') == 0
 
 

@@ -27,12 +27,14 @@ from penstock.schemas.errors import Conflict, UnknownRules
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Beat, Serving
 from penstock.schemas.topics import Topics
-from tests.core.newer_rules import NEWER, Bumped
+from tests.core.newer_rules import NEWER, NEXT, Bumped
 from tests.state.shelf import Shelf
 from tests.waiting import until
 
 TOPICS = Topics(partitions=2, work_partitions=2)
 LISTEN = 1_300
+NOW = newest(RULES)
+"""What a namespace is made with."""
 
 
 class Group:
@@ -139,33 +141,35 @@ def bumps(names: str) -> list[ev.Event]:
 async def test_a_rolling_upgrade(group: Group) -> None:
     old = [await group.orchestrator("o-old", RULES), await group.projection("p-old", RULES)]
     await group.orchestrator("o-new", NEWER)
-    await group.led(1)
+    await group.led(NOW)
     # Both versions together, and lines that only the newer one could understand: refused alike.
     await group.write(*jobs(), *bumps("ab"))
     await group.same_digests()
 
-    with pytest.raises(Conflict, match=r"orchestrator o-old \(up to 1\), projection p-old \(up to 1\)"):
-        await want_rules(group.log, TOPICS, 2, "test", known=newest(NEWER), listen_ms=LISTEN)
-    with pytest.raises(Conflict, match="this program knows no rules above 1"):
-        await want_rules(group.log, TOPICS, 2, "test", listen_ms=LISTEN)
+    with pytest.raises(
+        Conflict, match=rf"orchestrator o-old \(up to {NOW}\), projection p-old \(up to {NOW}\)"
+    ):
+        await want_rules(group.log, TOPICS, NEXT, "test", known=newest(NEWER), listen_ms=LISTEN)
+    with pytest.raises(Conflict, match=f"this program knows no rules above {NOW}"):
+        await want_rules(group.log, TOPICS, NEXT, "test", listen_ms=LISTEN)
     await group.projection("p-new", NEWER)
     await group.stop("o-old")
-    await group.led(1)
-    with pytest.raises(Conflict, match=r"by projection p-old \(up to 1\):"):
-        await want_rules(group.log, TOPICS, 2, "test", known=newest(NEWER), listen_ms=LISTEN)
+    await group.led(NOW)
+    with pytest.raises(Conflict, match=rf"by projection p-old \(up to {NOW}\):"):
+        await want_rules(group.log, TOPICS, NEXT, "test", known=newest(NEWER), listen_ms=LISTEN)
     await group.stop("p-old")
     assert old[0].failure.done() is False
 
     # Only newer ones are left: now it is done, in every partition.
-    before = await want_rules(group.log, TOPICS, 2, "test", known=newest(NEWER), listen_ms=LISTEN)
-    assert (before.wanted, before.partitions) == (1, {0: 1, 1: 1})
+    before = await want_rules(group.log, TOPICS, NEXT, "test", known=newest(NEWER), listen_ms=LISTEN)
+    assert (before.wanted, before.partitions) == (NOW, {0: NOW, 1: NOW})
     assert [(one.kind, one.name, one.rules) for one in before.processes] == [
-        ("orchestrator", "o-new", 2),
-        ("projection", "p-new", 2),
+        ("orchestrator", "o-new", NEXT),
+        ("projection", "p-new", NEXT),
     ]
-    await group.led(2)
+    await group.led(NEXT)
     status = await rules_status(group.log, TOPICS, LISTEN)
-    assert (status.wanted, status.partitions, status.all_at(2, 2)) == (2, {0: 2, 1: 2}, True)
+    assert (status.wanted, status.partitions, status.all_at(NEXT, 2)) == (NEXT, {0: NEXT, 1: NEXT}, True)
     await group.write(*bumps("cd"))
     await group.same_digests()
     projection = group.running["p-new"][0]
@@ -185,28 +189,28 @@ async def test_a_rolling_upgrade(group: Group) -> None:
 async def test_one_that_nobody_heard_stops_where_it_would_have_to_guess(group: Group) -> None:
     unheard = await group.projection("p-old", RULES, heard=False)
     await group.orchestrator("o-new", NEWER)
-    await group.led(1)
+    await group.led(NOW)
     await group.write(*jobs())
-    await want_rules(group.log, TOPICS, 2, "test", known=2, listen_ms=LISTEN)
+    await want_rules(group.log, TOPICS, NEXT, "test", known=NEXT, listen_ms=LISTEN)
     await until(unheard.failure.done)
     with pytest.raises(UnknownRules, match="upgrade Penstock"):
         unheard.failure.result()
     await group.stop("p-old")
-    await group.led(2)
+    await group.led(NEXT)
 
 
 @pytest.mark.slow
 async def test_a_wish_outlives_who_was_to_fulfil_it(group: Group) -> None:
     shelf = Shelf()
     await group.orchestrator("o-1", RULES, shelf)
-    await group.led(1)
+    await group.led(NOW)
     # Written past all checks: a leader that lacks the rules does nothing about it.
-    await ask_for_rules(group.log, TOPICS, 2, "test")
+    await ask_for_rules(group.log, TOPICS, NEXT, "test")
     await group.write(*jobs())
     await asyncio.sleep(0)
     await group.stop("o-1")
     await group.orchestrator("o-2", NEWER, shelf)
-    await group.led(2)
+    await group.led(NEXT)
     await group.write(*bumps("e"))
     await group.same_digests()
 
@@ -293,3 +297,13 @@ def test_one_that_lacks_them_itself_proposes_nothing() -> None:
     upgrading.want(2)
     assert "this orchestrator" in turn(upgrading, led, 10**5).notices[0]
     assert led.proposed == []
+
+
+def test_of_what_the_namespace_was_made_with_nobody_is_asked() -> None:
+    upgrading, led = RulesUpgrade(3, 0, made_with=2), Led()
+    upgrading.want(3)
+    turn(upgrading, led, 1, Beat(orchestrator="o", incarnation="o", rules=1))
+    assert led.proposed == [2]
+    led.rules = 2
+    turn(upgrading, led, 2)
+    assert led.proposed == [2]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
+from penstock.core.rules import RULES, newest
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
@@ -217,7 +218,10 @@ async def test_its_failure_reaches_those_who_wait(topics: Topics, tmp_path: Path
         await open_namespace(log, topics)
         writer = Writer()
         lines = [line for record in writer.records for line in (record.value,)]
-        lines.append(encode_line(ev.RulesActivated(id="r", epoch=0, version=2)))
+        lines += [
+            encode_line(ev.RulesActivated(id=f"r{version}", epoch=0, version=version))
+            for version in range(2, newest(RULES) + 2)
+        ]
         async with serving(log, topics, tmp_path) as service:
             waiting = asyncio.gather(
                 service.wait({0: Position(0, 5, 0)}, WAIT_MS),

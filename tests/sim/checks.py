@@ -132,6 +132,8 @@ def check_views(world: World, part: Any, who: str) -> None:
     listed: set[str] = set()
     tenants: set[str] = set()
     for _, job in store.committed_jobs():
+        if job.state == "deleted":
+            continue
         recount[job.state, job.queue, job.pool, job.job_type] += 1
         listed.add(job.id)
         tenants.add(job.tenant)

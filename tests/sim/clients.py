@@ -22,6 +22,7 @@ from penstock.projections.remote import RemoteReadModel
 from penstock.schemas import events as ev
 from penstock.schemas.errors import (
     IdInUse,
+    JobDeleted,
     JobNotFound,
     LogError,
     ReadBehind,
@@ -130,6 +131,8 @@ class ProducerHost(Host):
                 found = await sender.get(job)
         except (ReadBehind, ReadModelUnavailable):
             self.world.stats["reads behind"] += 1
+        except JobDeleted:
+            self.world.stats["reads of the deleted"] += 1
         except JobNotFound:
             self._not_found(job)
         except ServerUnreachable:

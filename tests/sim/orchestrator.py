@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from penstock.core.rows import decode_job_row
+from penstock.core.rules import RULES, newest
 from penstock.log.store_memory import MemoryStore
 from penstock.orchestrator.machine import Inputs, OrchestratorMachine
 from penstock.orchestrator.outputs import Forward, Now, Outputs
@@ -81,7 +82,7 @@ class OrchestratorProcess:
         self.machine = OrchestratorMachine(
             self.name, self.incarnation, self._stores, self.now(),
             worker_partitions=names.worker_partitions, settle_ms=world.random.choice((0, 1_200)),
-            retention=retention_of(world.weather),
+            retention=retention_of(world.weather), made_with=newest(RULES),
         )  # fmt: skip
         world.note(
             f"{self.name} starts as {self.incarnation[-5:]} from {[s.next_offset for s in self._stores]}"

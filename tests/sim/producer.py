@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec import Raw
 
+from penstock.core.job import Job
 from penstock.schemas import events as ev
 from penstock.schemas.codec import encode_line
 from penstock.schemas.events import PRIORITIES
@@ -24,18 +26,24 @@ TYPES = ("resize", "report")
 STEPS = ("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")
 NEEDS_TIMEOUT = frozenset({"hang", "deaf"})
 
+LET_GO_EVERY_MS = 3_000
+
 Send = Callable[[ev.Enqueued], bool]
 
 
 class Producer:
     """Everything it writes is decided at the start, from the seed; when it lands is another matter.
 
-    ``send`` may take a job off its hands: true if it did.
+    ``send`` may take a job off its hands: true if it did. ``held`` tells which jobs are held: once the sky is clear
+    they are let go, or they would wait for ever.
     """
 
-    def __init__(self, world: World, steps: Sequence[str] = STEPS, send: Send = lambda event: False) -> None:
+    def __init__(
+        self, world: World, held: Callable[[], list[Job]], steps: Sequence[str] = STEPS,
+        send: Send = lambda event: False,
+    ) -> None:  # fmt: skip
         self.world = world
-        self._steps, self._send = steps, send
+        self._held, self._steps, self._send = held, steps, send
         self._writer = Writer(world, "producer", patient=True)
         self._sent: list[ev.Enqueued] = []
         self._patience_ms = VERB_AGE_MS if world.weather.forget_ms else 60_000
@@ -45,6 +53,15 @@ class Producer:
         weather = self.world.weather
         for number in range(weather.jobs):
             self.world.after(self.world.between(0, weather.storm_ms), lambda number=number: self._job(number))
+        self.world.after(weather.storm_ms, self._let_go)
+
+    def _let_go(self) -> None:
+        world = self.world
+        if not world.raining:
+            for job in self._held():
+                about = {"job": job.id, "of": job.enqueued_id, "not_after": world.now_ms + self._patience_ms}
+                self._put(ev.Unheld(id=f"let-go.{world.random.getrandbits(40):x}", **about))
+        world.after(LET_GO_EVERY_MS, self._let_go)
 
     def _job(self, number: int) -> None:
         world, random = self.world, self.world.random
@@ -132,14 +149,39 @@ class Producer:
             "of": event.id,
             "not_after": world.now_ms + random.choice((500, self._patience_ms)),
         }
-        verb_id = f"verb.{random.getrandbits(40):x}"
-        verb: ev.Event
-        if random.random() < 0.6:
-            verb = ev.CancelRequested(id=verb_id, **about)
-        else:
-            verb = ev.RetryRequested(id=verb_id, attempts=random.choice((0, 1)), **about)
+        verb = self._wish({"id": f"verb.{random.getrandbits(40):x}", **about})
+        world.stats[f"asked {type(verb).__name__}"] += 1
         self._put(verb, misrouted=world.chance(world.weather.odd_lines / 3))
         if random.random() < 0.3:
             world.after(world.between(0, 10_000), lambda: self._put(verb))
         if random.random() < 0.4:
             world.after(world.between(500, 6_000), lambda: self._verb(event) if world.raining else None)
+
+    def _wish(self, about: dict[str, Any]) -> ev.Verb:
+        random = self.world.random
+        match random.choice(
+            ("cancel", "cancel", "cancel", "retry", "retry", "hold", "unhold", "edit", "edit", "delete")
+        ):
+            case "cancel":
+                return ev.CancelRequested(**about)
+            case "retry":
+                return ev.RetryRequested(attempts=random.choice((0, 1)), **about)
+            case "hold":
+                return ev.Held(**about)
+            case "unhold":
+                return ev.Unheld(**about)
+            case "edit":
+                return ev.Edited(changes=Raw(json.dumps(self._changes()).encode()), **about)
+            case _:
+                return ev.Deleted(**about)
+
+    def _changes(self) -> dict[str, Any]:
+        random = self.world.random
+        wanted = {
+            "priority": random.choice(PRIORITIES),
+            "queue": random.choice(("default", "other")),
+            "delay_ms": random.choice((0, 200, 4_000)),
+            "expires_at": random.choice((0, self.world.now_ms + 5_000)),
+            "max_attempts": random.choice((1, 3)),
+        }
+        return {name: wanted[name] for name in random.sample(sorted(wanted), random.choice((0, 1, 1, 2)))}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from penstock.core.job import TERMINAL, Job
+from penstock.core.job import TERMINAL, WAITING, Job
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rules import RULES, RulesTable
 from penstock.log.port import Record
@@ -24,8 +24,9 @@ from penstock.schemas.messages import LeaseGone
 from penstock.schemas.position import parse
 from tests.sim.world import World
 
-HOLDERS = (ev.Progressed, ev.Succeeded, ev.Failed, ev.Returned)
-ENDS = (ev.Succeeded, ev.Failed, ev.Returned, ev.LeaseExpired, ev.Cancelled)
+HOLDERS = (ev.Progressed, ev.Succeeded, ev.Failed, ev.Returned, ev.Snoozed)
+ENDS = (ev.Succeeded, ev.Failed, ev.Returned, ev.Snoozed, ev.LeaseExpired, ev.Cancelled)
+OF_WAITING = (ev.Held, ev.Unheld, ev.Edited)
 
 # Not asked of the events themselves: this is a second opinion.
 LEADERS = (
@@ -228,9 +229,10 @@ class Referee:
                 world.require(
                     job.seen == folded.before.seen if folded.before else False, told("progress moved seen")
                 )
-        elif isinstance(event, ev.CancelRequested | ev.RetryRequested):
+        elif isinstance(event, ev.Verb):
             world.require(event.id not in self.verbs, told("a verb had its effect twice"))
             self.verbs.add(event.id)
+            self._verb(folded, event)
         if isinstance(event, ev.Enqueued):
             book.payload, book.checkpoint = bytes(event.payload), b"null"
         elif isinstance(event, ev.CancelRequested):
@@ -255,12 +257,31 @@ class Referee:
             known is None
             or known.state not in TERMINAL
             or known.state == job.state
-            or isinstance(event, ev.RetryRequested),
+            or isinstance(event, ev.RetryRequested | ev.Deleted),
             told("a finished job began again"),
         )
         if job.state == "dead" and not job.dead_lettered:
             book.dead_since = world.mono_ms
         self.jobs[key] = job
+
+    def _verb(self, folded: Folded, event: ev.Verb) -> None:
+        """Each verb does what it says, to a job of which that can be asked."""
+        before, after, told = folded.before, folded.after, partial(_saying, folded)
+        if before is None or after is None:
+            self.world.require(False, told("a verb made a job, or took one away"))
+            return
+        if isinstance(event, OF_WAITING):
+            held = isinstance(event, ev.Held), isinstance(event, ev.Unheld)
+            self.world.require(before.state in WAITING and after.state in WAITING, told("it did not wait"))
+            self.world.require(held != (True, False) or after.state == "held", told("it is not held"))
+            self.world.require(held != (False, True) or after.state != "held", told("it is still held"))
+            if held == (False, True):
+                too_early = before.due_at_ms > after.time_ms and after.due_at_ms != before.due_at_ms
+                self.world.require(not too_early, told("it forgot what it waited for"))
+            self.world.require(before.attempt == after.attempt, told("an attempt was counted"))
+        elif isinstance(event, ev.Deleted):
+            self.world.require(before.state != "active", told("a running job was deleted"))
+            self.world.require(after.state == "deleted", told("it is not deleted"))
 
     def _forgotten(self, folded: Folded, key: str) -> None:
         """Only what has ended, long enough ago by the log's own time, and owes nobody anything."""
@@ -274,6 +295,10 @@ class Referee:
         world.stats[f"jobs {job.state}"] += 1
 
     # At the end
+
+    def held(self) -> list[Job]:
+        """Jobs that wait until somebody lets them go."""
+        return [job for job in self.jobs.values() if job.state == "held"]
 
     def job_rows(self) -> dict[str, bytes]:
         """Rows of all jobs, by key."""

@@ -11,7 +11,7 @@ from tests.sim.producer import TYPES, Producer
 from tests.sim.referee import Referee
 from tests.sim.scale import scaled
 from tests.sim.weather import Weather, draw
-from tests.sim.worker import ModelWorker
+from tests.sim.worker import MODEL_STEPS, ModelWorker
 from tests.sim.world import World
 
 CLEAR_SKY_MS = 240_000
@@ -40,7 +40,7 @@ class Run:
             )
             for number in range(self.weather.workers)
         ]
-        self.producer = Producer(self.world)
+        self.producer = Producer(self.world, self.referee.held, MODEL_STEPS)
 
     def play(self) -> None:
         """Run to the end.

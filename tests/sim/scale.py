@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 from penstock.core import job
+from penstock.core.job import TERMINAL
 from penstock.orchestrator import backlog, retention, timers
 from penstock.orchestrator.retention import Retention
 from tests.sim.weather import VERB_AGE_MS, Weather
@@ -30,4 +31,4 @@ def retention_of(weather: Weather) -> Retention:
     """Whom to forget and when. To be called inside of :func:`scaled`."""
     if not weather.forget_ms:
         return Retention()
-    return Retention(dict.fromkeys(("succeeded", "dead", "cancelled", "expired"), weather.forget_ms))
+    return Retention(dict.fromkeys(TERMINAL, weather.forget_ms))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.core import effects, job
+from penstock.core import effects, job, verbs
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rules import RULES
 from penstock.orchestrator import partition
@@ -45,7 +45,7 @@ def compare_with_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_verbs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(effects, "remember", lambda job, event, outcome: effects.copy_of(job))
+    patch.setattr(verbs, "remember", lambda job, event, outcome: effects.copy_of(job))
 
 
 def believe_any_leader(patch: pytest.MonkeyPatch) -> None:
@@ -121,6 +121,17 @@ def take_over_within_a_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Index, "take", until_the_claim)
 
 
+def overlook_what_was_changed(patch: pytest.MonkeyPatch) -> None:
+    """A rescheduled job waits for a timer that nobody has, and one that was moved in a lane that it left."""
+    patch.setattr(run, "CLEAR_SKY_MS", 60_000)
+    patch.setattr(PartitionMachine, "_waits_on", lambda *_: None)
+
+
+def delete_what_runs(patch: pytest.MonkeyPatch) -> None:
+    rule = job._RULES[ev.Deleted]
+    patch.setitem(job._RULES, ev.Deleted, rule._replace(row={**rule.row, "active": frozenset({"deleted"})}))
+
+
 MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     accept_stale_leases,
     compare_with_nothing,
@@ -134,6 +145,8 @@ MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     load_no_timers,
     judge_a_successors_leases,
     take_over_within_a_record,
+    overlook_what_was_changed,
+    delete_what_runs,
 ]
 
 

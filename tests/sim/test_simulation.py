@@ -42,6 +42,13 @@ FLOOR = {
     "append late_unknown": 4,
     "reads of own writes": 8,
     "Forgotten applied": 20,
+    "CancelRequested applied": 5,
+    "RetryRequested applied": 3,
+    "Held applied": 3,
+    "Unheld applied": 3,
+    "Edited applied": 3,
+    "Deleted applied": 3,
+    "Snoozed applied": 3,
 }
 """What a chunk of seeds must at least have seen: a run in which nothing is tried proves nothing."""
 

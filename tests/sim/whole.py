@@ -84,7 +84,7 @@ class WholeRun:
         self.hosts: list[Host] = [*self.folding, *self.apis, *self.workers, *self.producers]
         self.upgrader = UpgraderHost(world, self.folding) if weather.upgrade_ms else None
         self.everybody: list[Host] = self.hosts + ([] if self.upgrader is None else [self.upgrader])
-        self.producer = Producer(world, MORE_STEPS, self._send)
+        self.producer = Producer(world, referee.held, MORE_STEPS, self._send)
         self._clear_ms = 0
         self.expected: dict[str, tuple[str, ...]] = {}
         """How each job ends in fair weather."""

@@ -22,6 +22,7 @@ from penstock.schemas.messages import (
     decode_signals,
 )
 from penstock.schemas.topics import BROADCAST
+from tests.sim.producer import STEPS
 from tests.sim.world import Cursor, World
 from tests.sim.writer import Writer
 
@@ -35,6 +36,9 @@ class Held(Struct):
     started_ms: int = -1
     line: bytes = b""
     seq: int = 0
+
+
+MODEL_STEPS = (*STEPS, "snooze", "part", "quit")
 
 
 class ModelWorker:
@@ -246,10 +250,16 @@ class ModelWorker:
         elif what in ("fail", "fatal"):
             error = ev.JobError(code="boom", retryable=what == "fail")
             event = ev.Failed(id=f"{lease}.f", error=error, run_ms=run_ms, **about)
+        elif what == "snooze":
+            event = ev.Snoozed(id=f"{lease}.z", delay_ms=self.world.random.choice((0, 700)), **about)
+        elif what == "part":
+            errors = (ev.JobError(code="part"),)
+            event = ev.Succeeded(id=f"{lease}.s", result=Raw(b'"half"'), errors=errors, **about)
         else:
             event = ev.Returned(
-                id=f"{lease}.r", reason="surplus" if what == "surplus" else "handed back", **about
-            )
+                id=f"{lease}.r", reason="surplus" if what == "surplus" else "handed back",
+                cancel=what == "quit", **about,
+            )  # fmt: skip
         held.line = encode_line(event)
         self._writer.put(delivery.partition, [held.line], partial(self._written, held))
 

@@ -13,6 +13,7 @@ from msgspec import Raw
 from penstock.core import rows
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rows import DIGEST_MODULUS, row_digest
+from penstock.core.rules import RULES, newest
 from penstock.log.kv import Batch
 from penstock.log.memory import MemoryLog
 from penstock.log.port import Record, TopicSpec
@@ -180,7 +181,10 @@ def test_a_record_whose_rules_are_unknown_leaves_the_store_as_it_was() -> None:
     stored = whole(store)
     lines = [
         encode_line(ev.Enqueued(job="b", job_type="t")),
-        encode_line(ev.RulesActivated(id="r", epoch=0, version=2)),
+        *(
+            encode_line(ev.RulesActivated(id=f"r{version}", epoch=0, version=version))
+            for version in range(2, newest(RULES) + 2)
+        ),
     ]
     with pytest.raises(UnknownRules):
         store.fold(Record(TOPIC, 0, 2, 1_700_000_000_001, True, None, bundle(lines)))

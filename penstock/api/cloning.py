@@ -1,0 +1,75 @@
+"""A job anew: another one with the same payload and settings, and with what is asked for besides.
+
+It is as the first one is now (moved, with another priority), with the attempts and the backoff that it began with. When
+it runs is not taken over: a clone runs at once, and does not expire, unless that is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from msgspec import Raw
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.api.deps import ApiDeps, deps_of
+from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, query, read_json
+from penstock.api.intake import TENANT, Intake, trace_of
+from penstock.api.jobs import READ_HEADERS, WRITE_HEADERS, find_job, wait_for
+from penstock.api.models import CloneRequest, ReadQuery, decode_job
+from penstock.client.requests import check_json
+from penstock.projections.port import JobView
+
+_encode = msgspec.json.Encoder().encode
+_fields_in = msgspec.json.Decoder(dict[str, Raw]).decode
+
+_AS_IT_IS = ("type", "queue", "pool", "priority", "payload", "tags", "metadata", "timeout_ms")
+_AS_IT_BEGAN = ("max_attempts", "backoff")
+_NONE = (b"null", b"[]")
+
+
+async def clone_job(request: Request) -> Response:
+    deps = deps_of(request)
+    await wait_for(request, deps, query(request, ReadQuery))
+    asked = await read_json(request, dict[str, Any], deps.options.job_max_bytes, empty=b"{}")
+    job = await find_job(deps, str(request.path_params["id"]))
+    given = {name: value for name, value in asked.items() if value is not None}
+    body = _encode({**await _taken_over(deps, job), **given})
+    check_json(body)
+    wanted, hashed = decode_job(body)
+    intake = Intake(deps)
+    prepared = intake.prepare(wanted, hashed, deps.now_ms(), trace_of(request), cause=job.enqueued_event)
+    taken = await intake.take(prepared)
+    headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
+    return answer(taken.view, 201 if taken.created else 200, headers)
+
+
+async def _taken_over(deps: ApiDeps, job: JobView) -> dict[str, Raw]:
+    """Fields of a request for the same job."""
+    shown = _fields_in(_encode(job))
+    found = {name: shown[name] for name in _AS_IT_IS}
+    page = await deps.read_model.history(TENANT, job.id, 1)
+    first = page.items[0] if page is not None and page.items else None
+    if first is not None and first.type == "Enqueued":
+        began = _fields_in(first.event)
+        found.update((name, began[name]) for name in _AS_IT_BEGAN if name in began)
+    return {name: value for name, value in found.items() if bytes(cast("Any", value)) not in _NONE}
+
+
+CLONE = Operation(
+    method="POST",
+    path="/api/v1/jobs/{id}/clone",
+    endpoint=clone_job,
+    summary="Put the same job in anew, with changes",
+    tag="jobs",
+    query=ReadQuery,
+    body=CloneRequest,
+    body_required=False,
+    headers={"traceparent": "W3C trace context, kept with the job.", **READ_HEADERS},
+    answers={
+        201: Answer("The clone is durable.", JobView, headers=WRITE_HEADERS),
+        200: Answer("The same job with this id was there already.", JobView, headers=WRITE_HEADERS),
+    },
+    problems=(400, 404, 409, 413, 415, 422, 503),
+)

@@ -1,0 +1,124 @@
+"""Changing a job that is there: each verb is put on the log, and what the fold makes of it is the answer.
+
+Two that race are decided by their order on the log, and each hears what became of its own. A verb may be sent again
+with the same ``Idempotency-Key``: it is done once, and answered alike.
+"""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.api.appending import append_line
+from penstock.api.deps import deps_of
+from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, header, query, read_json
+from penstock.api.intake import ACTOR, TENANT, trace_of
+from penstock.api.jobs import READ_HEADERS, find_job, wait_for
+from penstock.api.models import ReadQuery
+from penstock.client.idgen import new_id
+from penstock.client.verbs import VERB_AGE_MS, VERBS, Verb
+from penstock.projections.port import JobView, VerdictView
+from penstock.schemas.codec import encode_line
+from penstock.schemas.errors import (
+    Conflict,
+    InvalidField,
+    JobNotFound,
+    PenstockError,
+    ReadBehind,
+)
+from penstock.schemas.ids import partition_of
+from penstock.schemas.position import Position
+
+MOST_BYTES = 8_192
+KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
+
+
+async def propose(request: Request, verb: Verb) -> Response:
+    """Put a verb on the log and answer with the job, once the fold has decided."""
+    deps = deps_of(request)
+    await wait_for(request, deps, query(request, ReadQuery))
+    asked = await read_json(request, verb.request, MOST_BYTES, empty=b"{}")
+    key = _key_of(request)
+    job = await find_job(deps, str(request.path_params["id"]))
+    now_ms = deps.now_ms()
+    event = verb.event(
+        asked,
+        {
+            "id": f"{verb.name}.{key}",
+            "job": job.id,
+            "tenant": TENANT,
+            "actor": ACTOR,
+            "trace": trace_of(request),
+            "at": now_ms,
+            "of": job.enqueued_event,
+            "not_after": now_ms + VERB_AGE_MS,
+        },
+    )
+    try:
+        partition = partition_of(job.id, deps.topics.partitions)
+        place = await append_line(deps, job.id, partition, encode_line(event))
+        position = Position(partition, place.offset, place.line_no)
+        [verdict] = await deps.read_model.verdicts(
+            [(position, TENANT, job.id, event.id)], deps.options.verdict_wait_ms
+        )
+    except PenstockError as error:
+        # With it a repeat is known for what it is.
+        error.details["idempotency_key"] = key
+        raise
+    return answer(_changed(job.id, verdict), 200, {POSITION_HEADER: str(position)})
+
+
+def _key_of(request: Request) -> str:
+    key = header(request, KEY_HEADER.lower().encode())
+    if key and not _KEY.match(key):
+        raise InvalidField(f"{KEY_HEADER}: 1 to 200 visible ASCII characters", field=KEY_HEADER)
+    return key or new_id()
+
+
+def _changed(job_id: str, verdict: VerdictView) -> JobView:
+    """The job, if the verb had its effect."""
+    if verdict.outcome == "applied" and verdict.job is not None:
+        return verdict.job
+    if verdict.job is None or verdict.outcome == "unknown_job":
+        raise JobNotFound(f"There is no job {job_id[:200]!r}.")
+    if verdict.outcome == "unknown":
+        raise ReadBehind(verdict.reason, job_id=job_id)
+    raise Conflict(verdict.reason, job_id=job_id, job_state=verdict.job.state)
+
+
+_HEADERS = {
+    KEY_HEADER: "Names this wish: sent again with it, it is done once and answered alike.",
+    "traceparent": "W3C trace context, kept with the event.",
+    **READ_HEADERS,
+}
+
+
+def _operation(verb: Verb) -> Operation:
+    async def endpoint(request: Request) -> Response:
+        return await propose(request, verb)
+
+    endpoint.__name__ = f"{verb.name}_job"
+    deletes = verb.name == "delete"
+    return Operation(
+        method="DELETE" if deletes else "POST",
+        path="/api/v1/jobs/{id}" if deletes else f"/api/v1/jobs/{{id}}/{verb.name}",
+        endpoint=endpoint,
+        summary=verb.summary,
+        tag="jobs",
+        query=ReadQuery,
+        body=None if deletes else verb.request,
+        body_required=verb.needs_body,
+        headers=_HEADERS,
+        answers={
+            200: Answer(
+                "It is done: the job.", JobView, headers={POSITION_HEADER: "Position token of the write."}
+            )
+        },
+        problems=(400, 404, 409, 413, 415, 422, 503),
+    )
+
+
+OPERATIONS = tuple(map(_operation, VERBS.values()))
