@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.core.rules import RULES, newest
 from penstock.log.namespace import open_namespace
 from penstock.log.opening import open_log
 from penstock.schemas import events as ev
@@ -16,22 +17,24 @@ from penstock.schemas.codec import bundle, encode_line
 from penstock.schemas.topics import Topics
 from tests.cli.conftest import Run, environment
 
+KNOWN = newest(RULES)
+
 
 def test_status_through_the_server(ask: Run) -> None:
     found = ask("rules", "status", "--output", "json").json
-    assert (found["wanted"], found["partitions"]) == (1, dict.fromkeys("0123", 1))
-    assert [(one["kind"], one["rules"]) for one in found["processes"]] == [("orchestrator", 1)]
+    assert (found["wanted"], found["partitions"]) == (KNOWN, dict.fromkeys("0123", KNOWN))
+    assert [(one["kind"], one["rules"]) for one in found["processes"]] == [("orchestrator", KNOWN)]
     assert "0, 1, 2, 3" in ask("rules", "status").out
 
 
 def test_rules_that_are_in_force_need_no_activation(ask: Run) -> None:
-    assert ask("rules", "activate", "1").code == 0
+    assert ask("rules", "activate", str(KNOWN)).code == 0
 
 
-@pytest.mark.parametrize("version", ["2", "1000"])
+@pytest.mark.parametrize("version", [str(KNOWN + 1), "1000"])
 def test_rules_that_this_version_lacks_are_not_activated(ask: Run, version: str) -> None:
     refused = ask("rules", "activate", version)
-    assert (refused.code, "knows no rules above 1" in refused.err) == (5, True)
+    assert (refused.code, f"knows no rules above {KNOWN}" in refused.err) == (5, True)
 
 
 @pytest.mark.parametrize("version", ["0", "1001", "new"])
@@ -49,13 +52,16 @@ def test_nobody_is_there_to_activate_anything(run: Run, tmp_path: Path) -> None:
 
 def test_a_program_that_is_too_old_says_so_and_ends(run: Run, tmp_path: Path) -> None:
     leader = ev.LeaderAnnounced(id="a", orchestrator="newer", incarnation="i", supersedes=-1)
-    _write(tmp_path, [leader, ev.RulesActivated(id="r", epoch=0, version=2)])
+    activated = [
+        ev.RulesActivated(id=f"r{version}", epoch=0, version=version) for version in range(2, KNOWN + 2)
+    ]
+    _write(tmp_path, [leader, *activated])
     done = subprocess.run(
         [sys.executable, "-m", "penstock.cli.main", "dev", "--data", tmp_path, "--port", "0"],
         env=environment(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (8, False)
-    assert "rules 2" in done.stderr
+    assert f"rules {KNOWN + 1}" in done.stderr
     assert "upgrade Penstock here" in done.stderr
     assert run("verify", "--data", tmp_path).code == 8
 

@@ -27,6 +27,7 @@ STEPS = ("ok", "ok", "ok", "slow", "fail", "back", "hang", "fatal")
 NEEDS_TIMEOUT = frozenset({"hang", "deaf"})
 
 LET_GO_EVERY_MS = 3_000
+WISHES = ("cancel",) * 3 + ("retry", "hold", "edit") * 3 + ("unhold", "delete") * 2
 
 Send = Callable[[ev.Enqueued], bool]
 
@@ -92,7 +93,7 @@ class Producer:
         if world.chance(world.weather.odd_lines):
             self._odd(event)
         if world.chance(world.weather.verbs):
-            world.after(world.between(0, 8_000), lambda: self._verb(event))
+            world.after(world.between(0, random.choice((300, 8_000))), lambda: self._verb(event))
         if world.weather.upgrade_ms and random.random() < 0.4:
             bumped = Bumped(
                 id=f"bump.{job_id}", job=job_id, of=event.id, not_after=world.now_ms + self._patience_ms
@@ -159,9 +160,7 @@ class Producer:
 
     def _wish(self, about: dict[str, Any]) -> ev.Verb:
         random = self.world.random
-        match random.choice(
-            ("cancel", "cancel", "cancel", "retry", "retry", "hold", "unhold", "edit", "edit", "delete")
-        ):
+        match random.choice(WISHES):
             case "cancel":
                 return ev.CancelRequested(**about)
             case "retry":
@@ -184,4 +183,4 @@ class Producer:
             "expires_at": random.choice((0, self.world.now_ms + 5_000)),
             "max_attempts": random.choice((1, 3)),
         }
-        return {name: wanted[name] for name in random.sample(sorted(wanted), random.choice((0, 1, 1, 2)))}
+        return {name: wanted[name] for name in random.sample(sorted(wanted), random.choice((0, 1, 1, 1, 1, 2, 2)))}

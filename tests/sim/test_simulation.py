@@ -44,10 +44,10 @@ FLOOR = {
     "Forgotten applied": 20,
     "CancelRequested applied": 5,
     "RetryRequested applied": 3,
-    "Held applied": 3,
-    "Unheld applied": 3,
-    "Edited applied": 3,
-    "Deleted applied": 3,
+    "Held applied": 2,
+    "Unheld applied": 2,
+    "Edited applied": 2,
+    "Deleted applied": 2,
     "Snoozed applied": 3,
 }
 """What a chunk of seeds must at least have seen: a run in which nothing is tried proves nothing."""
