@@ -40,22 +40,20 @@ async def propose(request: Request, verb: Verb) -> Response:
     """Put a verb on the log and answer with the job, once the fold has decided."""
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
-    asked = await read_json(request, verb.request, MOST_BYTES, empty=b"{}")
+    own = verb.own(await read_json(request, verb.request, MOST_BYTES, empty=b"{}"))
     key = _key_of(request)
     job = await find_job(deps, str(request.path_params["id"]))
     now_ms = deps.now_ms()
     event = verb.event(
-        asked,
-        {
-            "id": f"{verb.name}.{key}",
-            "job": job.id,
-            "tenant": TENANT,
-            "actor": ACTOR,
-            "trace": trace_of(request),
-            "at": now_ms,
-            "of": job.enqueued_event,
-            "not_after": now_ms + VERB_AGE_MS,
-        },
+        id=f"{verb.name}.{key}",
+        job=job.id,
+        tenant=TENANT,
+        actor=ACTOR,
+        trace=trace_of(request),
+        at=now_ms,
+        of=job.enqueued_event,
+        not_after=now_ms + VERB_AGE_MS,
+        **own,
     )
     try:
         partition = partition_of(job.id, deps.topics.partitions)

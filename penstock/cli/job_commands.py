@@ -205,9 +205,7 @@ def print_job(cli: Cli, job: Json) -> None:
         )
 
 
-_ENVELOPE = frozenset(
-    {"type", "actor", "at", "position", "outcome", "reason", "refusal", "job", "id", "v", "tenant"}
-)
+_ENVELOPE = frozenset({"type", "actor", "at", "position", "outcome", "refusal", "job", "id", "v", "tenant"})
 
 
 @jobs_app.command()
@@ -226,10 +224,8 @@ def history(ctx: typer.Context, job: JobIdArgument, output: Output = None, serve
 
 def history_row(item: Json) -> list[Any]:
     """Cells of one line of a job's history, under position, at, event, actor, outcome and details."""
-    refusal = item.get("refusal") or item.get("reason") or ""
-    outcome = (
-        f"{item.get('outcome', '')}{f': {refusal}' if refusal and item.get('outcome') != 'applied' else ''}"
-    )
+    refusal = item.get("refusal", "")
+    outcome = f"{item.get('outcome', '')}{f': {refusal}' if refusal else ''}"
     rest = {name: value for name, value in item.items() if name not in _ENVELOPE}
     details = " ".join(
         f"{name}={_short(value)}" for name, value in rest.items() if value not in (None, "", {}, [])

@@ -7,7 +7,6 @@ verdict; who writes such a line to the log reads it in the job's history.
 # No `from __future__ import annotations`: msgspec reads these hints at run time.
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -62,75 +61,69 @@ class MoveRequest(Struct, frozen=True, forbid_unknown_fields=True):
     pool: CheckedName | None = None
 
 
-Envelope = Mapping[str, Any]
-"""What every verb's event has: id, job, tenant, actor, at, of, not_after."""
-
-
 class Verb(NamedTuple):
-    """``event`` makes the event of a request and the envelope; it raises InvalidField."""
+    """``own`` gives what the event has besides its envelope and ``of`` and ``not_after``; it raises InvalidField."""
 
     name: str
     request: type[Struct]
-    event: Callable[[Any, Envelope], ev.Verb]
+    event: type[ev.Verb]
+    own: Callable[[Any], Mapping[str, Any]]
     summary: str
     needs_body: bool = False
 
 
-def _cancelled(asked: ReasonRequest, about: Envelope) -> ev.Verb:
-    return ev.CancelRequested(reason=asked.reason or "", **about)
+def _reason(asked: ReasonRequest) -> Mapping[str, Any]:
+    return {"reason": asked.reason or ""}
 
 
-def _retried(asked: RetryRequest, about: Envelope) -> ev.Verb:
-    return ev.RetryRequested(attempts=asked.attempts or 0, **about)
+def _attempts(asked: RetryRequest) -> Mapping[str, Any]:
+    return {"attempts": asked.attempts or 0}
 
 
-def _held(asked: ReasonRequest, about: Envelope) -> ev.Verb:
-    return ev.Held(reason=asked.reason or "", **about)
+def _nothing(asked: NoRequest) -> Mapping[str, Any]:
+    return {}
 
 
-def _unheld(asked: NoRequest, about: Envelope) -> ev.Verb:
-    return ev.Unheld(**about)
-
-
-def _deleted(asked: NoRequest, about: Envelope) -> ev.Verb:
-    return ev.Deleted(**about)
-
-
-def _rescheduled(asked: RescheduleRequest, about: Envelope) -> ev.Verb:
+def _time(asked: RescheduleRequest) -> Mapping[str, Any]:
     if (asked.run_at is None) == (asked.delay_ms is None):
         raise InvalidField("run_at: give either run_at or delay_ms", field="run_at")
-    return _edited(about, run_at=_ms("run_at", asked.run_at), delay_ms=asked.delay_ms)
+    run_at = None if asked.run_at is None else time_ms("run_at", asked.run_at)
+    return _changes(run_at=run_at, delay_ms=asked.delay_ms)
 
 
-def _put_first(asked: PriorityRequest, about: Envelope) -> ev.Verb:
-    return _edited(about, priority=asked.priority)
+def _priority(asked: PriorityRequest) -> Mapping[str, Any]:
+    return _changes(priority=asked.priority)
 
 
-def _moved(asked: MoveRequest, about: Envelope) -> ev.Verb:
+def _place(asked: MoveRequest) -> Mapping[str, Any]:
     if asked.queue is None and asked.pool is None:
         raise InvalidField("queue: give a queue or a pool", field="queue")
-    return _edited(about, queue=asked.queue, pool=asked.pool)
+    return _changes(queue=asked.queue, pool=asked.pool)
 
 
-def _ms(field: str, moment: datetime | None) -> int | None:
-    return None if moment is None else time_ms(field, moment)
-
-
-def _edited(about: Envelope, **changes: Any) -> ev.Verb:
+def _changes(**changes: Any) -> Mapping[str, Any]:
     given = {name: UNSET if value is None else value for name, value in changes.items()}
-    return ev.Edited(changes=Raw(msgspec.json.encode(Changes(**given))), **about)
+    return {"changes": Raw(msgspec.json.encode(Changes(**given)))}
 
 
-VERBS: Mapping[str, Verb] = {
-    verb.name: verb
-    for verb in (
-        Verb("cancel", ReasonRequest, _cancelled, "Cancel: at once while it waits; a running one is told to stop"),
-        Verb("retry", RetryRequest, _retried, "Run it again, or make the attempt that it waits for now"),
-        Verb("reschedule", RescheduleRequest, _rescheduled, "Let a waiting job run at another time", needs_body=True),
-        Verb("priority", PriorityRequest, _put_first, "Give a waiting job another priority", needs_body=True),
-        Verb("move", MoveRequest, _moved, "Move a waiting job to another queue or pool", needs_body=True),
-        Verb("hold", ReasonRequest, _held, "Keep a waiting job from running"),
-        Verb("unhold", NoRequest, _unheld, "Let a held job run again"),
-        Verb("delete", NoRequest, _deleted, "Take a job that does not run out of lists and counts"),
-    )
-}  # fmt: skip
+_ROWS = (
+    Verb(
+        "cancel", ReasonRequest, ev.CancelRequested, _reason,
+        "Cancel a job: at once while it waits; one that runs is told to stop",
+    ),
+    Verb(
+        "retry", RetryRequest, ev.RetryRequested, _attempts,
+        "Run a job again, or make the attempt that it waits for now",
+    ),
+    Verb(
+        "reschedule", RescheduleRequest, ev.Edited, _time,
+        "Let a waiting job run at another time", needs_body=True,
+    ),
+    Verb("priority", PriorityRequest, ev.Edited, _priority, "Give a waiting job another priority", needs_body=True),
+    Verb("move", MoveRequest, ev.Edited, _place, "Move a waiting job to another queue or pool", needs_body=True),
+    Verb("hold", ReasonRequest, ev.Held, _reason, "Keep a waiting job from running"),
+    Verb("unhold", NoRequest, ev.Unheld, _nothing, "Let a held job run again"),
+    Verb("delete", NoRequest, ev.Deleted, _nothing, "Take a job that does not run out of lists and counts"),
+)  # fmt: skip
+
+VERBS: Mapping[str, Verb] = {verb.name: verb for verb in _ROWS}

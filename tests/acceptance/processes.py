@@ -42,10 +42,13 @@ class Answer:
         return json.loads(self.body)
 
 
-def http(method: str, url: str, body: Any = None, timeout_s: float = 15.0) -> Answer:
+def http(
+    method: str, url: str, body: Any = None, timeout_s: float = 15.0, headers: Mapping[str, str] | None = None
+) -> Answer:
     """One request; errors of HTTP are answers, OSError when nobody answers."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url, data, sent, method=method)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return Answer(answer.status, dict(answer.headers), answer.read())

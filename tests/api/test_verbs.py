@@ -11,6 +11,7 @@ import pytest
 
 from penstock.log.memory import Fault
 from tests.api.harness import Bench, break_log, mend_log
+from tests.waiting import PATIENCE_S
 
 LATER = {"delay_ms": 60_000}
 
@@ -368,7 +369,11 @@ class TestRaces:
         assert {status for answers in told.values() for _, status in answers} <= {200, 409}
         states = Counter[str]()
         for job_id in jobs:
-            states[(await whole.job(job_id))["state"]] += 1
+            # A cancel that came between lease and delivery is acknowledged by the gateway.
+            async with asyncio.timeout(PATIENCE_S):
+                while (job := await whole.job(job_id))["state"] == "active":
+                    await asyncio.sleep(0.05)
+            states[job["state"]] += 1
             history = (await whole.http.get(f"/api/v1/jobs/{job_id}/history")).json()["items"]
             applied = [item["type"] for item in history if item["outcome"] == "applied"]
             assert applied.count("Succeeded") <= 1

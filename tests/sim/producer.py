@@ -183,4 +183,6 @@ class Producer:
             "expires_at": random.choice((0, self.world.now_ms + 5_000)),
             "max_attempts": random.choice((1, 3)),
         }
-        return {name: wanted[name] for name in random.sample(sorted(wanted), random.choice((0, 1, 1, 1, 1, 2, 2)))}
+        return {
+            name: wanted[name] for name in random.sample(sorted(wanted), random.choice((0, 1, 1, 1, 1, 2, 2)))
+        }
