@@ -31,8 +31,17 @@ a person can type:
 ```
 
 Its record may have any key and stand in any partition: what stands in the wrong one is forwarded. Everything but
-`Enqueued`, `CancelRequested` and `RetryRequested` is written by Penstock's own processes; a line that carries no
-valid lease or epoch is refused, and changes nothing. A line with the `id` of one that was accepted has no effect.
+`Enqueued` and the verbs (`CancelRequested`, `RetryRequested`, `Held`, `Unheld`, `Edited`, `Deleted`) is written by
+Penstock's own processes; a line that carries no valid lease or epoch is refused, and changes nothing. A line with the
+`id` of one that was accepted has no effect. A verb names the `id` of the `Enqueued` that it means; the API shows it as
+`enqueued_event`:
+
+```json
+{"type": "Held", "id": "hold-1", "job": "my-first-job", "of": "my-first-job", "not_after": 1767225600000}
+```
+
+The `changes` of an `Edited` are an object with one or more of `priority`, `queue`, `pool`, `run_at`, `delay_ms`,
+`expires_at`, `timeout_ms` and `max_attempts`.
 
 Unknown fields are ignored, so that newer writers do not stop older readers. A line that is larger than 600,000
 bytes, not UTF-8, nested deeper than 64, not JSON, of an unknown type, or with a field that is not as described goes

@@ -7,6 +7,7 @@ import runpy
 
 import pytest
 
+from penstock.api import cloning, verbs
 from penstock.api.app import OPERATIONS
 from penstock.cli.settings import ENV_PREFIX, Settings
 from penstock.client.calls import error_classes
@@ -62,12 +63,18 @@ def test_every_metric_exists() -> None:
 
 
 def test_every_operation_is_listed() -> None:
-    listed = set(re.findall(r"`((?:GET|POST) /[^`]*)`", section("http-api.md", "Operations")))
+    listed = set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", section("http-api.md", "Operations")))
     assert listed == {f"{operation.method} {operation.path}" for operation in OPERATIONS}
 
 
 def test_every_field_of_a_request_is_described() -> None:
     assert first_cells(section("http-api.md", "Putting a job in")) == set(JobRequest.__struct_fields__)
+
+
+def test_every_verb_is_described() -> None:
+    asked = {operation.path.rpartition("/")[2] for operation in (*verbs.OPERATIONS, cloning.CLONE)}
+    described = first_cells(section("http-api.md", "Changing a job"))
+    assert described == (asked - {"{id}"}) | {"DELETE"}
 
 
 def test_the_fields_of_a_job_are_those_of_the_answer() -> None:

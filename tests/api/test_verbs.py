@@ -49,6 +49,16 @@ async def total(found: Bench, **filters: str) -> int:
     return int(answer.json()["total"])
 
 
+async def no_longer_active(found: Bench, job_id: str) -> dict[str, Any]:
+    """A cancel that came between lease and delivery is acknowledged by the gateway."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            job = await found.job(job_id)
+            if job["state"] != "active":
+                return job
+            await asyncio.sleep(0.05)
+
+
 class TestWaiting:
     async def test_cancel(self, whole: Bench) -> None:
         job = await whole.enqueue()
@@ -369,11 +379,7 @@ class TestRaces:
         assert {status for answers in told.values() for _, status in answers} <= {200, 409}
         states = Counter[str]()
         for job_id in jobs:
-            # A cancel that came between lease and delivery is acknowledged by the gateway.
-            async with asyncio.timeout(PATIENCE_S):
-                while (job := await whole.job(job_id))["state"] == "active":
-                    await asyncio.sleep(0.05)
-            states[job["state"]] += 1
+            states[(await no_longer_active(whole, job_id))["state"]] += 1
             history = (await whole.http.get(f"/api/v1/jobs/{job_id}/history")).json()["items"]
             applied = [item["type"] for item in history if item["outcome"] == "applied"]
             assert applied.count("Succeeded") <= 1
