@@ -24,20 +24,26 @@ if TYPE_CHECKING:
     from penstock.workers.context import Context
     from penstock.workers.errors import Fatal, HandlerError, JobStopped, NonRetryable, RetryLater
     from penstock.workers.task import Task, task
+    from penstock.workers.values import Cancel, PartError, Partial, Retry, Snooze
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
     "AsyncClient",
+    "Cancel",
     "Client",
     "Context",
     "Fatal",
     "HandlerError",
     "JobStopped",
     "NonRetryable",
+    "PartError",
+    "Partial",
     "PenstockError",
+    "Retry",
     "RetryLater",
+    "Snooze",
     "Task",
     "__version__",
     "task",
@@ -46,14 +52,19 @@ __all__ = [
 _HOMES = {
     "App": "workers.app",
     "AsyncClient": "client.http",
+    "Cancel": "workers.values",
     "Client": "client.http",
     "Context": "workers.context",
     "Fatal": "workers.errors",
     "HandlerError": "workers.errors",
     "JobStopped": "workers.errors",
     "NonRetryable": "workers.errors",
+    "PartError": "workers.values",
+    "Partial": "workers.values",
     "PenstockError": "schemas.errors",
+    "Retry": "workers.values",
     "RetryLater": "workers.errors",
+    "Snooze": "workers.values",
     "Task": "workers.task",
     "task": "workers.task",
 }

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct
 
 from penstock.schemas.events import DurationMs, EventId, Short
+from penstock.schemas.limits import MAX_PARTIAL_ERRORS
 from penstock.schemas.names import CheckedJobId, CheckedName
 
 WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -57,6 +58,8 @@ class FetchedJob(Struct, frozen=True, kw_only=True):
     timeout_ms: int | None
     deadline: str | None
     trace: str
+    rules: int
+    """Version of the rules that the job's partition follows; ``Snoozed`` and outcomes in part need 2."""
 
 
 class Fetched(Struct, frozen=True):
@@ -81,12 +84,21 @@ class ProgressedReport(
 class SucceededReport(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Succeeded"
 ):
-    """The job is done."""
+    """The job is done; in part, where ``errors`` say what of it failed."""
 
     job: CheckedJobId
     lease: EventId
     result: Any = None
     run_ms: DurationMs | None = None
+    errors: Annotated[list["PartErrorReport"], Meta(max_length=MAX_PARTIAL_ERRORS)] = []
+
+
+class PartErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the work failed."""
+
+    code: Annotated[str, Meta(min_length=1, max_length=256)]
+    message: str = ""
+    details: Any = None
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,14 +125,26 @@ class FailedReport(
 class ReturnedReport(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Returned"
 ):
-    """The job is given back unfinished; it costs no attempt."""
+    """The job is given back unfinished; it costs no attempt. With ``cancel`` it is cancelled."""
 
     job: CheckedJobId
     lease: EventId
     reason: Short = ""
+    cancel: bool = False
 
 
-AnyReport = ProgressedReport | SucceededReport | FailedReport | ReturnedReport
+class SnoozedReport(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Snoozed"
+):
+    """The job is put off by ``delay_ms``; it costs no attempt."""
+
+    job: CheckedJobId
+    lease: EventId
+    delay_ms: DurationMs
+    reason: Short = ""
+
+
+AnyReport = ProgressedReport | SucceededReport | FailedReport | ReturnedReport | SnoozedReport
 
 
 class ReportEnvelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

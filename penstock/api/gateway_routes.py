@@ -109,6 +109,7 @@ def _job(lease: HeldLease, deps: ApiDeps) -> FetchedJob:
         timeout_ms=timeout_ms or None,
         deadline=time_text(deps.now_ms() + timeout_ms) if timeout_ms else None,
         trace=delivery.trace,
+        rules=delivery.rules,
     )
 
 

@@ -17,17 +17,20 @@ from msgspec import Raw
 from penstock.api.deps import ApiDeps
 from penstock.api.gateway_models import (
     AnyReport,
+    ErrorReport,
     FailedReport,
+    PartErrorReport,
     ProgressedReport,
     ReportItem,
     ReturnedReport,
+    SnoozedReport,
     SucceededReport,
 )
 from penstock.api.remote_worker import RemoteWorker, partition_of_lease
 from penstock.client.requests import invalid_field
 from penstock.projections.port import VerdictView
 from penstock.schemas.errors import LeaseLost, LogError, ReadBehind, ReadModelUnavailable
-from penstock.schemas.events import NULL, Failed, JobError, Progressed, Returned, Succeeded
+from penstock.schemas.events import NULL, Failed, JobError, Progressed, Returned, Snoozed, Succeeded
 from penstock.schemas.ids import partition_of
 from penstock.schemas.limits import (
     MAX_CHECKPOINT_BYTES,
@@ -37,11 +40,12 @@ from penstock.schemas.limits import (
     MAX_RESULT_BYTES,
 )
 from penstock.schemas.position import Position
+from penstock.workers.outcome import within_a_line
 
 WRITE_S = 15.0
 """How long a report waits for the log."""
 
-Line = Progressed | Succeeded | Failed | Returned
+Line = Progressed | Succeeded | Failed | Returned | Snoozed
 
 _decode: Any = msgspec.json.Decoder(AnyReport).decode
 _encode = msgspec.json.Encoder().encode
@@ -153,13 +157,17 @@ class Reports:
             case FailedReport():
                 return Failed(
                     id=f"{report.lease}.f",
-                    error=_error(report),
+                    error=_error(report.error, retryable=report.error.retryable),
                     run_ms=report.run_ms or 0,
                     retry_after_ms=report.retry_after_ms,
                     **common,
                 )
             case ReturnedReport():
-                return Returned(id=f"{report.lease}.r", reason=report.reason, **common)
+                return Returned(id=f"{report.lease}.r", reason=report.reason, cancel=report.cancel, **common)
+            case SnoozedReport():
+                return Snoozed(
+                    id=f"{report.lease}.z", delay_ms=report.delay_ms, reason=report.reason, **common
+                )
 
     def _progressed(self, report: ProgressedReport, common: dict[str, Any]) -> Progressed:
         checkpoint = None
@@ -194,16 +202,16 @@ def _succeeded(report: SucceededReport, common: dict[str, Any]) -> Succeeded | F
         message = f"the result has {size} bytes, at most {MAX_RESULT_BYTES} are kept"
         error = JobError(code="result_too_large", message=message, retryable=False)
         return Failed(id=f"{report.lease}.f", error=error, run_ms=run_ms, **common)
-    return Succeeded(id=f"{report.lease}.s", result=result, run_ms=run_ms, **common)
+    errors = within_a_line(_error(error, retryable=False) for error in report.errors)
+    return Succeeded(id=f"{report.lease}.s", result=result, run_ms=run_ms, errors=errors, **common)
 
 
-def _error(report: FailedReport) -> JobError:
-    error = report.error
+def _error(error: ErrorReport | PartErrorReport, *, retryable: bool) -> JobError:
     details = NULL if error.details is None else Raw(_encode(error.details))
     if len(bytes(details)) > MAX_ERROR_DETAILS_BYTES:
         details = Raw(_encode({"dropped": f"{len(bytes(details))} bytes, too large to be kept"}))
     message = error.message[:MAX_ERROR_MESSAGE_CHARS]
-    return JobError(code=error.code, message=message, details=details, retryable=error.retryable)
+    return JobError(code=error.code, message=message, details=details, retryable=retryable)
 
 
 def _invalid(raw: Raw, error: Exception) -> ReportItem:

@@ -22,6 +22,7 @@ class Courier:
     """Speaks to the holders of one partition's jobs."""
 
     def __init__(self, store: PartitionStore) -> None:
+        self._store = store
         self._body = store.body
         self._partition = store.partition
 
@@ -53,6 +54,7 @@ class Courier:
             metadata=NULL if metadata is None else Raw(metadata),
             enqueued_at=job.created_at_ms,
             leased_at=time_ms,
+            rules=self._store.state.rules,
         )
         out.deliveries[job.priority, session.route, session.worker].append(delivery)
 

@@ -24,6 +24,7 @@ from msgspec import Meta, Raw, Struct
 
 from penstock.schemas.ids import exactly
 from penstock.schemas.limits import (
+    MAX_DURATION_MS,
     MAX_ERROR_MESSAGE_CHARS,
     MAX_PARTIAL_ERRORS,
     MAX_PROGRESS_MESSAGE_CHARS,
@@ -41,7 +42,7 @@ Name = Annotated[str, Meta(max_length=128)]
 Tenant = Annotated[str, Meta(pattern=exactly(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}$"))]
 EventId = Annotated[str, Meta(max_length=256)]
 TimeMs = Annotated[int, Meta(ge=0, le=MAX_TIME_MS)]
-DurationMs = Annotated[int, Meta(ge=0, le=315_360_000_000)]
+DurationMs = Annotated[int, Meta(ge=0, le=MAX_DURATION_MS)]
 Packed = Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)]
 """A packed position, with the log's generation in front where the log is a copy."""
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]

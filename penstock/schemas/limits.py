@@ -22,6 +22,8 @@ MAX_ERROR_DETAILS_BYTES = 16 * 1024
 MAX_ERROR_MESSAGE_CHARS = 2_000
 MAX_PARTIAL_ERRORS = 100
 """Errors that an outcome in part may list."""
+MAX_PARTIAL_ERRORS_BYTES = 128 * 1024
+"""All of them together, as JSON: with the largest result they fit a line."""
 MAX_PROGRESS_MESSAGE_CHARS = 500
 MAX_TAGS = 32
 MAX_METADATA_BYTES = 16 * 1024
@@ -31,6 +33,9 @@ QUARANTINE_HEAD_BYTES = 4_096
 
 DIGEST_EVERY_OFFSETS = 4_096
 """State digests are recorded at the first record past each multiple of this offset."""
+
+MAX_DURATION_MS = 315_360_000_000
+"""Ten years."""
 
 MAX_TIME_MS = 253_402_300_799_999
 """The last millisecond of the year 9999: no time field may be later, so that every one can be written as RFC 3339."""

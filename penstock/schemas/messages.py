@@ -47,6 +47,8 @@ class Delivery(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     enqueued_at: int = 0
     leased_at: int = 0
     trace: str = ""
+    rules: int = 1
+    """Version that the job's partition follows: what an outcome may say depends on it."""
 
 
 # What workers tell

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.schemas.events import Failed, Progressed, Returned, Succeeded
+from penstock.schemas.events import Failed, JobError, Progressed, Returned, Snoozed, Succeeded
 from penstock.schemas.messages import Delivery
 from penstock.workers.transport import OutcomeEvent
 
@@ -37,6 +37,7 @@ class GrantedJob(Struct, frozen=True, kw_only=True):
     timeout_ms: int | None = None
     tenant: str = "default"
     trace: str = ""
+    rules: int = 1
 
 
 class Grants(Struct, frozen=True):
@@ -81,7 +82,7 @@ def delivery_of(job: GrantedJob, worker: str) -> Delivery:
         worker=worker, partition=0, job=job.id, tenant=job.tenant, job_type=job.type, queue=job.queue,
         priority=job.priority, attempt=job.attempt, max_attempts=job.max_attempts, lease=job.lease,
         lease_ms=job.lease_ms, fence=job.fence, timeout_ms=job.timeout_ms or 0, payload=job.payload,
-        checkpoint=job.checkpoint, metadata=job.metadata, trace=job.trace,
+        checkpoint=job.checkpoint, metadata=job.metadata, trace=job.trace, rules=job.rules,
     )  # fmt: skip
 
 
@@ -91,17 +92,19 @@ def report_of(event: OutcomeEvent | Progressed) -> bytes:
     match event:
         case Succeeded():
             fields |= {"result": event.result, "run_ms": event.run_ms}
+            if event.errors:
+                fields["errors"] = [_told(error) for error in event.errors]
         case Failed():
-            error = event.error
-            fields["error"] = {
-                "code": error.code, "message": error.message, "details": error.details, "retryable":
-                error.retryable,
-            }  # fmt: skip
+            fields["error"] = {**_told(event.error), "retryable": event.error.retryable}
             fields["run_ms"] = event.run_ms
             if event.retry_after_ms is not None:
                 fields["retry_after_ms"] = event.retry_after_ms
         case Returned():
             fields["reason"] = event.reason
+            if event.cancel:
+                fields["cancel"] = True
+        case Snoozed():
+            fields |= {"delay_ms": event.delay_ms, "reason": event.reason}
         case Progressed():
             fields |= {"seq": event.seq, "message": event.message}
             if event.percent is not None:
@@ -109,3 +112,7 @@ def report_of(event: OutcomeEvent | Progressed) -> bytes:
             if event.checkpoint is not None:
                 fields["checkpoint"] = event.checkpoint
     return encode(fields)
+
+
+def _told(error: JobError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "details": error.details}

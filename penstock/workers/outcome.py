@@ -8,7 +8,7 @@ bodies that are too large, too deep or no JSON turn into failures that say so.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -17,16 +17,20 @@ from msgspec import Raw
 from penstock.client.requests import plain
 from penstock.schemas.codec import depth_of
 from penstock.schemas.errors import PenstockError
-from penstock.schemas.events import NULL, Failed, JobError, Returned, Succeeded
+from penstock.schemas.events import NULL, Failed, JobError, Returned, Snoozed, Succeeded
 from penstock.schemas.limits import (
     MAX_DEPTH,
+    MAX_DURATION_MS,
     MAX_ERROR_DETAILS_BYTES,
     MAX_ERROR_MESSAGE_CHARS,
+    MAX_PARTIAL_ERRORS,
+    MAX_PARTIAL_ERRORS_BYTES,
     MAX_RESULT_BYTES,
 )
 from penstock.schemas.messages import Delivery
 from penstock.workers.errors import HandlerError, RetryLater
 from penstock.workers.transport import OutcomeEvent
+from penstock.workers.values import Cancel, Partial, Retry, Snooze
 
 MAX_BODY_DEPTH = MAX_DEPTH - 4
 """A body stands a few levels deep in its line."""
@@ -40,9 +44,10 @@ StopReason = Literal["timeout", "cancelled", "shutdown", "lost"]
 
 
 class Done(NamedTuple):
-    """The handler returned; ``result`` is JSON."""
+    """The handler returned; ``result`` is JSON, ``errors`` what of it failed."""
 
     result: bytes = _NULL
+    errors: tuple[JobError, ...] = ()
 
 
 class Errored(NamedTuple):
@@ -53,8 +58,16 @@ class Errored(NamedTuple):
 
 
 class GivenBack(NamedTuple):
-    """The job goes back unfinished, at no cost."""
+    """The job goes back unfinished, at no cost; ``cancel``: nobody is to do it any more."""
 
+    reason: str
+    cancel: bool = False
+
+
+class PutOff(NamedTuple):
+    """The job is to run later, at no cost."""
+
+    delay_ms: int
     reason: str
 
 
@@ -64,7 +77,8 @@ class Dropped(NamedTuple):
     reason: str
 
 
-Outcome = Done | Errored | GivenBack | Dropped
+NotDone = Errored | GivenBack | PutOff | Dropped
+Outcome = Done | NotDone
 
 _NOTHING = Done()
 
@@ -79,20 +93,41 @@ def event_of(outcome: Outcome, delivery: Delivery, run_ms: int, at_ms: int) -> O
         return Succeeded(
             id=lease + ".s", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
             at=at_ms, lease=lease, result=NULL if outcome is _NOTHING else Raw(outcome.result), run_ms=run_ms,
+            errors=outcome.errors,
         )  # fmt: skip
-    match outcome:
+    match outcome if delivery.rules >= SAYS_MORE else as_it_was_said(outcome):
         case Errored(error, retry_after_ms):
             return Failed(
                 id=lease + ".f", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
                 at=at_ms, lease=lease, error=error, run_ms=run_ms, retry_after_ms=retry_after_ms,
             )  # fmt: skip
-        case GivenBack(reason):
+        case GivenBack(reason, cancel):
             return Returned(
                 id=lease + ".r", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
-                at=at_ms, lease=lease, reason=reason,
+                at=at_ms, lease=lease, reason=reason, cancel=cancel,
+            )  # fmt: skip
+        case PutOff(delay_ms, reason):
+            return Snoozed(
+                id=lease + ".z", job=delivery.job, tenant=delivery.tenant, actor=actor, trace=delivery.trace,
+                at=at_ms, lease=lease, delay_ms=delay_ms, reason=reason,
             )  # fmt: skip
         case Dropped():
             return None
+
+
+SAYS_MORE = 2
+"""Version of the rules since which a handler may put its job off, or cancel it."""
+
+
+def as_it_was_said(outcome: NotDone) -> NotDone:
+    """The nearest that a log of older rules understands: an attempt that failed, where it costs one."""
+    match outcome:
+        case PutOff(delay_ms, reason):
+            return Errored(job_error("snoozed", reason, None, retryable=True), delay_ms)
+        case GivenBack(reason, cancel=True):
+            return permanent("cancelled", reason)
+        case _:
+            return outcome
 
 
 def resolve(stop: StopReason | None, stop_detail: str, value: Any, error: BaseException | None) -> Outcome:
@@ -128,6 +163,8 @@ def returned_value(value: Any) -> Outcome:
     """A result, or the failure of one that cannot be kept."""
     if value is None:
         return _NOTHING
+    if type(value) in _SAID:
+        return _said(value)
     try:
         result = to_json(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -139,6 +176,52 @@ def returned_value(value: Any) -> Outcome:
     if too_deep(result):
         return permanent("invalid_result", f"the result is nested deeper than {MAX_BODY_DEPTH}")
     return Done(result)
+
+
+_SAID = frozenset({Retry, Snooze, Cancel, Partial})
+
+
+def _said(value: Retry | Snooze | Cancel | Partial) -> Outcome:
+    """What a handler says of its attempt, within the limits of the log."""
+    match value:
+        case Retry():
+            after_ms = None if value.after_ms is None else _delay_ms(value.after_ms)
+            return Errored(job_error(value.code, value.message, value.details, retryable=True), after_ms)
+        case Snooze():
+            return PutOff(_delay_ms(value.after_ms), _reason(value.reason))
+        case Cancel():
+            return GivenBack(_reason(value.reason), cancel=True)
+        case Partial():
+            outcome = returned_value(value.result)
+            if not isinstance(outcome, Done) or not value.errors:
+                return outcome
+            errors = [
+                job_error(one.code, one.message, one.details, retryable=False)
+                for one in value.errors[:MAX_PARTIAL_ERRORS]
+            ]
+            return Done(outcome.result, within_a_line(errors))
+
+
+def within_a_line(errors: Iterable[JobError]) -> tuple[JobError, ...]:
+    """The errors of an outcome in part, as many as a line has room for: first details go, then whole errors."""
+    kept: list[JobError] = []
+    room = MAX_PARTIAL_ERRORS_BYTES
+    for error in errors:
+        bare = JobError(error.code, error.message, NULL, error.retryable)
+        fits = next((one for one in (error, bare) if len(msgspec.json.encode(one)) <= room), None)
+        if fits is None:
+            break
+        room -= len(msgspec.json.encode(fits))
+        kept.append(fits)
+    return tuple(kept)
+
+
+def _delay_ms(after_ms: float) -> int:
+    return min(max(0, int(after_ms)), MAX_DURATION_MS)
+
+
+def _reason(text: str) -> str:
+    return clean(text)[:256]
 
 
 def to_json(value: Any) -> bytes:

@@ -21,7 +21,7 @@ from typing import Protocol
 from penstock.log.bundler import LinePosition
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import LeaseLost
-from penstock.schemas.events import Failed, Progressed, Returned, Succeeded
+from penstock.schemas.events import Progressed, Returned
 from penstock.schemas.ids import job_key
 from penstock.schemas.messages import Acknowledged, CancelJob, Delivery, Drain, Heartbeat, Holding, LeaseGone
 from penstock.workers.credits import Credits
@@ -171,7 +171,7 @@ class Session:
         """
         if lease.lost_reason or self.closed:
             raise LeaseLost
-        if isinstance(event, Succeeded | Failed | Returned):
+        if not isinstance(event, Progressed):
             lease.line = lease.line or encode_line(event)
             pending = AwaitedLine(lease.line)
         else:

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from penstock.schemas.events import Failed, Progressed, Returned, Succeeded
+from penstock.schemas.events import Failed, Progressed, Returned, Snoozed, Succeeded
 from penstock.workers.lease import HeldLease
 
-OutcomeEvent = Succeeded | Failed | Returned
+OutcomeEvent = Succeeded | Failed | Returned | Snoozed
 
 
 class WorkerProfile(Struct, frozen=True, kw_only=True):

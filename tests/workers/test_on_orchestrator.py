@@ -28,6 +28,7 @@ from penstock.workers.errors import JobStopped
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import task
+from penstock.workers.values import Cancel, PartError, Partial, Retry, Snooze
 from tests.waiting import until
 from tests.workers.bench import AtOnce
 
@@ -150,6 +151,34 @@ async def test_jobs_run_retry_and_die(world: World) -> None:
         ("dead", 1),
     ]
     assert found[3].error_code == "invalid_payload"
+
+
+@task
+async def says(ctx: Context, what: str) -> Any:
+    values = {
+        "part": Partial({"rows": 2}, [PartError("bad_row", "row 3")]),
+        "cancel": Cancel("nothing to do"),
+        "retry": Retry(1, "once more") if ctx.attempt == 1 else "second time",
+        "snooze": Snooze(20) if ctx.checkpoint is None else "awake",
+    }
+    if what == "snooze":
+        await ctx.progress(50, checkpoint="was here")
+    return values[what]
+
+
+async def test_b1_handlers_say_how_their_attempt_ended(world: World) -> None:
+    await world.orchestrator()
+    await world.worker(says)
+    kinds = ("part", "cancel", "retry", "snooze")
+    jobs = [(await world.enqueue("says", payload={"what": what}, max_attempts=2))[0] for what in kinds]
+    found = await world.ended(*jobs)
+    assert [(job.state, job.attempt) for job in found] == [
+        ("partial", 1),
+        ("cancelled", 0),
+        ("succeeded", 2),
+        ("succeeded", 1),
+    ]
+    assert (found[0].error_code, found[0].error_message) == ("bad_row", "row 3")
 
 
 async def test_thousands_of_short_jobs_each_run_once(world: World) -> None:

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from penstock.schemas.codec import decode_line, encode_line
-from penstock.schemas.events import Failed, JobError, Returned, Succeeded
+from penstock.schemas.events import Failed, JobError, Returned, Snoozed, Succeeded
+from penstock.schemas.limits import MAX_PARTIAL_ERRORS
 from penstock.workers.errors import HandlerError, NonRetryable, RetryLater
 from penstock.workers.outcome import (
     MAX_BODY_DEPTH,
@@ -29,6 +30,8 @@ from penstock.workers.outcome import (
     returned_value,
     stopped,
 )
+from penstock.workers.transport import OutcomeEvent
+from penstock.workers.values import Cancel, PartError, Partial, Retry, Snooze
 from tests.workers.fakes import delivery
 
 
@@ -183,3 +186,62 @@ def test_codes_of_failures(error: Exception, code: str, retryable: bool, after_m
 def test_many_wrong_fields_are_summed_up() -> None:
     outcome = field_errors([(f"f{number}", "bad") for number in range(7)])
     assert outcome.error.message == "f0: bad; f1: bad; f2: bad; f3: bad; f4: bad; and 2 more"
+
+
+def said(value: Any, rules: int = 2) -> OutcomeEvent | None:
+    return event_of(resolve(None, "", value, None), delivery(rules=rules), 5, 9)
+
+
+def test_what_a_handler_says_of_its_attempt() -> None:
+    retried = said(Retry(7, "not yet", details={"a": 1}))
+    assert isinstance(retried, Failed)
+    assert (retried.retry_after_ms, retried.error.code, retried.error.message) == (7, "retry", "not yet")
+    assert bytes(retried.error.details) == b'{"a":1}'
+    assert said(Retry()) == Failed(
+        id="0.1.1.f", job="job-0.1.1", actor="worker:w", at=9, lease="0.1.1", run_ms=5,
+        error=JobError("retry", ""), retry_after_ms=None,
+    )  # fmt: skip
+    put_off = said(Snooze(60_000, "the feed is not ready"))
+    assert isinstance(put_off, Snoozed)
+    assert (put_off.id, put_off.delay_ms, put_off.reason) == ("0.1.1.z", 60_000, "the feed is not ready")
+    given_up = said(Cancel("x" * 300))
+    assert isinstance(given_up, Returned)
+    assert (given_up.cancel, given_up.reason) == (True, "x" * 256)
+    part = said(Partial({"done": 2}, [PartError("gone", "row 3", {"row": 3}), PartError("odd")]))
+    assert isinstance(part, Succeeded)
+    assert bytes(part.result) == b'{"done":2}'
+    assert [(error.code, error.message, error.retryable) for error in part.errors] == [
+        ("gone", "row 3", False),
+        ("odd", "", False),
+    ]
+    for event in (retried, put_off, given_up, part):
+        assert decode_line(encode_line(event)) == event
+
+
+def test_what_it_says_is_kept_within_the_limits() -> None:
+    assert said(Snooze(-5)).delay_ms == 0  # type: ignore[union-attr]  # it is a Snoozed
+    far = said(Snooze(10**15))
+    assert isinstance(far, Snoozed)
+    assert decode_line(encode_line(far)) == far
+    assert said(Partial(1)) == said(1)
+    assert isinstance(said(Partial(object(), [PartError("x")])), Failed)
+    large = [PartError("c", "\x01" * 2_000, "d" * 16_000) for _ in range(500)]
+    part = said(Partial("r" * 200_000, large))
+    assert isinstance(part, Succeeded)
+    assert 1 <= len(part.errors) <= MAX_PARTIAL_ERRORS
+    assert decode_line(encode_line(part)) == part
+
+
+def test_on_a_log_of_older_rules_the_nearest_is_said() -> None:
+    put_off, given_up = said(Snooze(50, "later"), rules=1), said(Cancel("no use"), rules=1)
+    assert isinstance(put_off, Failed)
+    assert (put_off.error.code, put_off.error.retryable, put_off.retry_after_ms) == ("snoozed", True, 50)
+    assert isinstance(given_up, Failed)
+    assert (given_up.error.code, given_up.error.message, given_up.error.retryable) == (
+        "cancelled",
+        "no use",
+        False,
+    )
+    assert isinstance(said(Partial(1, [PartError("x")]), rules=1), Succeeded)
+    back = event_of(GivenBack("shutdown"), delivery(rules=1), 0, 0)
+    assert isinstance(back, Returned)
