@@ -16,6 +16,7 @@ from penstock.workers.app import App
 from penstock.workers.context import Context
 from penstock.workers.errors import HandlerError, NonRetryable, RetryLater
 from penstock.workers.task import task
+from penstock.workers.values import Cancel, PartError, Partial, Snooze
 from tests.sim.loop import ProcessLoop
 from tests.sim.referee import Referee
 from tests.sim.world import World
@@ -76,7 +77,7 @@ class Witness:
         ]
 
 
-async def play(witness: Witness, ctx: Context, plan: list[str], ms: int) -> str:
+async def play(witness: Witness, ctx: Context, plan: list[str], ms: int) -> Any:
     """One attempt: which part of the plan it plays follows from how many have been."""
     world = witness.world
     loop = world.current
@@ -94,7 +95,7 @@ async def play(witness: Witness, ctx: Context, plan: list[str], ms: int) -> str:
             witness.ended(loop, ctx, by_itself=ctx.stop_reason is None)
 
 
-async def _do(what: str, ctx: Context, ms: int) -> str:
+async def _do(what: str, ctx: Context, ms: int) -> Any:
     match what:
         case "slow":
             for part in range(1, 4):
@@ -122,7 +123,14 @@ async def _do(what: str, ctx: Context, ms: int) -> str:
             raise asyncio.CancelledError
         case "exit":
             raise SystemExit(1)
-    return "done"
+        case "snooze":
+            return Snooze(ms // 4)
+        case "part":
+            return Partial("half", [PartError("part")])
+        case "quit":
+            return Cancel("nothing to do")
+        case _:
+            return "done"
 
 
 async def _deaf() -> None:

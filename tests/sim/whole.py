@@ -29,7 +29,7 @@ from tests.sim.weather import Weather, draw_whole
 from tests.sim.world import World
 
 CLEAR_SKY_MS = 300_000
-MORE_STEPS = (*STEPS, "ok", "ok", "deaf", "cancelled", "exit")
+MORE_STEPS = (*STEPS, "ok", "ok", "deaf", "cancelled", "exit", "snooze", "part", "quit")
 LAST_WORDS_MS = 25_000
 """After the storm, how long somebody may change his mind about a job, or send a line again."""
 
@@ -48,12 +48,17 @@ def end_of(event: ev.Enqueued) -> tuple[str, ...]:
     """States that a job may end in when nothing goes wrong but what its own plan says."""
     plan = msgspec.json.decode(event.payload)["plan"]
     late = ("expired",) if event.expires_at else ()
-    for what in plan[: event.max_attempts]:
-        if what in ("ok", "slow"):
-            return "succeeded", *late
-        if what == "fatal":
+    attempts = 0
+    for what in plan:
+        if what in ENDS_IT:
+            return ENDS_IT[what], *late
+        attempts += what != "snooze"
+        if what == "fatal" or attempts == event.max_attempts:
             break
     return "dead", *late
+
+
+ENDS_IT = {"ok": "succeeded", "slow": "succeeded", "part": "partial", "quit": "cancelled"}
 
 
 class WholeRun:
