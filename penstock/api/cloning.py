@@ -16,7 +16,8 @@ from starlette.responses import Response
 from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, query, read_json
 from penstock.api.intake import TENANT, Intake, trace_of
-from penstock.api.jobs import READ_HEADERS, WRITE_HEADERS, find_job, wait_for
+from penstock.api.jobs import READ_HEADERS, WRITE_HEADERS, wait_for
+from penstock.api.lookup import find_job
 from penstock.api.models import CloneRequest, ReadQuery, decode_job
 from penstock.client.requests import check_json
 from penstock.projections.port import JobView

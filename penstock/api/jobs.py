@@ -21,13 +21,13 @@ from penstock.api.http import (
     wanted_positions,
 )
 from penstock.api.intake import TENANT, Intake, trace_of
-from penstock.api.models import History, HistoryQuery, JobList, ListQuery, ReadQuery, decode_job
+from penstock.api.long_poll import awaited_job
+from penstock.api.lookup import shown_job, unknown_job
+from penstock.api.models import History, HistoryQuery, JobList, JobQuery, ListQuery, ReadQuery, decode_job
 from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
-from penstock.schemas.errors import JobDeleted, JobForgotten, JobNotFound
 from penstock.schemas.ids import job_key, partition_of
-from penstock.schemas.position import Position
 
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -56,34 +56,14 @@ async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
 
 async def get_job(request: Request) -> Response:
     deps = deps_of(request)
-    await wait_for(request, deps, query(request, ReadQuery))
-    return answer(await shown_job(deps, str(request.path_params["id"])))
-
-
-async def shown_job(deps: ApiDeps, job_id: str) -> JobView:
-    """The job as the read model has it now. Raises JobNotFound, JobForgotten, JobDeleted."""
-    view = await deps.read_model.job(TENANT, job_id)
-    if view is None:
-        # A second look only where there is nothing to show anyway.
-        if await deps.read_model.history(TENANT, job_id, 1) is not None:
-            raise JobForgotten(f"The job {job_id[:200]!r} was forgotten; its history is still there.")
-        raise _unknown(job_id)
-    if view.state == "deleted":
-        raise JobDeleted(f"The job {job_id[:200]!r} was deleted; its history is still there.")
-    return view
-
-
-async def find_job(deps: ApiDeps, job_id: str) -> JobView:
-    """The job, also one whose beginning the read model has yet to fold. Raises as :func:`shown_job`, and ReadBehind."""
-    try:
-        return await shown_job(deps, job_id)
-    except JobNotFound:
-        partition = partition_of(job_id, deps.topics.partitions)
-        end = (await deps.log.bounds(deps.topics.jobs, partition)).end
-        if end == 0:
-            raise
-        await deps.read_model.wait({partition: Position(partition, end - 1, 0)}, deps.options.verdict_wait_ms)
-    return await shown_job(deps, job_id)
+    asked = query(request, JobQuery)
+    job_id = str(request.path_params["id"])
+    if asked.until is None:
+        await wait_for(request, deps, asked)
+        return answer(await shown_job(deps, job_id))
+    await wait_for(request, deps, ReadQuery(asked.after))
+    known = wanted_positions(request, asked.after, deps.topics.partitions)
+    return answer(await awaited_job(deps, job_id, asked, known))
 
 
 async def get_history(request: Request) -> Response:
@@ -95,7 +75,7 @@ async def get_history(request: Request) -> Response:
     if page is None:
         page = await _archived_history(deps, job_id, asked)
     if page is None:
-        raise _unknown(job_id)
+        raise unknown_job(job_id)
     return answer(History([flat_item(item) for item in page.items], page.refused, page.next_cursor))
 
 
@@ -113,10 +93,6 @@ async def _archived_history(deps: ApiDeps, job_id: str, asked: HistoryQuery) -> 
     page = archived_page(found.lines, partition, asked.limit, asked.cursor)
     # Lines about a job that never was are no history.
     return page if page.items or asked.cursor else None
-
-
-def _unknown(job_id: str) -> JobNotFound:
-    return JobNotFound(f"There is no job {job_id[:200]!r}.")
 
 
 def flat_item(item: HistoryItem) -> msgspec.Raw:
@@ -189,9 +165,9 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/jobs/{id}",
         endpoint=get_job,
-        summary="A job",
+        summary="A job, at once or when it has ended or changed",
         tag="jobs",
-        query=ReadQuery,
+        query=JobQuery,
         headers=READ_HEADERS,
         answers={200: Answer("The job.", JobView)},
         problems=(404, 422, 503),

@@ -124,6 +124,15 @@ class ReadQuery(Struct, frozen=True):
     wait_ms: WaitMs | None = None
 
 
+class JobQuery(ReadQuery, frozen=True):
+    """``until``: answer when the job is so, or after ``wait_ms`` (20 s if not given).
+
+    ``changed`` is from ``after`` on, or from the moment that it is asked.
+    """
+
+    until: Literal["finished", "changed"] | None = None
+
+
 class ListQuery(ReadQuery, frozen=True):
     """Filters and paging of the job list."""
 

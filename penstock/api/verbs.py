@@ -15,7 +15,8 @@ from penstock.api.appending import append_line
 from penstock.api.deps import deps_of
 from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, header, query, read_json
 from penstock.api.intake import ACTOR, TENANT, trace_of
-from penstock.api.jobs import READ_HEADERS, find_job, wait_for
+from penstock.api.jobs import READ_HEADERS, wait_for
+from penstock.api.lookup import find_job, unknown_job
 from penstock.api.models import ReadQuery
 from penstock.client.idgen import new_id
 from penstock.client.verbs import VERB_AGE_MS, VERBS, Verb
@@ -24,7 +25,6 @@ from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import (
     Conflict,
     InvalidField,
-    JobNotFound,
     PenstockError,
     ReadBehind,
 )
@@ -81,7 +81,7 @@ def _changed(job_id: str, verdict: VerdictView) -> JobView:
     if verdict.outcome == "applied" and verdict.job is not None:
         return verdict.job
     if verdict.job is None or verdict.outcome == "unknown_job":
-        raise JobNotFound(f"There is no job {job_id[:200]!r}.")
+        raise unknown_job(job_id)
     if verdict.outcome == "unknown":
         raise ReadBehind(verdict.reason, job_id=job_id)
     raise Conflict(verdict.reason, job_id=job_id, job_state=verdict.job.state)

@@ -37,8 +37,8 @@ BULK_BYTES = 4_000_000
 PAGE_JOBS = 200
 FIRST_PAUSE_MS = 100
 LONGEST_PAUSE_MS = 5_000
-POLL_MS = (20, 1_000)
-"""First and longest pause between two looks at a job that is waited for."""
+LONG_POLL_MS = 20_000
+"""How long one call waits for a job's end."""
 
 
 class Call(NamedTuple):
@@ -204,17 +204,15 @@ class Calls:
 
     def wait(self, job_id: str, timeout_ms: int) -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.wait`."""
-        waited_ms, pause_ms = 0, POLL_MS[0]
+        left_ms = timeout_ms
         while True:
-            job = yield from self.get(job_id)
+            wait_ms = min(left_ms, LONG_POLL_MS)
+            job = yield from self._read(_job_path(job_id), until="finished", wait_ms=str(wait_ms))
             if job["state"] in TERMINAL:
                 return job
-            if waited_ms >= timeout_ms:
+            left_ms -= wait_ms
+            if left_ms <= 0:
                 raise TimeoutError(f"job {job_id} is {job['state']} after {timeout_ms / 1000:g} s")
-            pause_ms = min(pause_ms, timeout_ms - waited_ms)
-            yield Pause(pause_ms)
-            waited_ms += pause_ms
-            pause_ms = min(2 * pause_ms, POLL_MS[1])
 
     # One call
 

@@ -265,11 +265,14 @@ class TestReads:
         server = Server(*states)
         assert [one["state"] for one in run_both(server, lambda client: client.wait("a"))] == ["dead", "dead"]
         assert len(server.requests) == 4
+        assert {request.url.params["until"] for request in server.requests} == {"finished"}
 
     def test_waiting_ends_with_its_time(self):
         server = Server(httpx.Response(200, json={"id": "a", "state": "active"}))
-        found = run_both(server, lambda client: client.wait("a", 30))
+        found = run_both(server, lambda client: client.wait("a", 50_000))
         assert [type(one) for one in found] == [TimeoutError] * 2
+        waits = [request.url.params["wait_ms"] for request in server.requests]
+        assert waits == ["20000", "20000", "10000"] * 2
 
 
 class TestMany:

@@ -1,0 +1,41 @@
+"""Finding a job in the read model, and saying why there is none."""
+
+from __future__ import annotations
+
+from penstock.api.deps import ApiDeps
+from penstock.api.intake import TENANT
+from penstock.projections.port import JobView
+from penstock.schemas.errors import JobDeleted, JobForgotten, JobNotFound
+from penstock.schemas.ids import partition_of
+from penstock.schemas.position import Position
+
+
+async def shown_job(deps: ApiDeps, job_id: str) -> JobView:
+    """The job as the read model has it now. Raises JobNotFound, JobForgotten, JobDeleted."""
+    view = await deps.read_model.job(TENANT, job_id)
+    if view is None:
+        # A second look only where there is nothing to show anyway.
+        if await deps.read_model.history(TENANT, job_id, 1) is not None:
+            raise JobForgotten(f"The job {job_id[:200]!r} was forgotten; its history is still there.")
+        raise unknown_job(job_id)
+    if view.state == "deleted":
+        raise JobDeleted(f"The job {job_id[:200]!r} was deleted; its history is still there.")
+    return view
+
+
+async def find_job(deps: ApiDeps, job_id: str) -> JobView:
+    """The job, also one whose beginning the read model has yet to fold. Raises as :func:`shown_job`, and ReadBehind."""
+    try:
+        return await shown_job(deps, job_id)
+    except JobNotFound:
+        partition = partition_of(job_id, deps.topics.partitions)
+        end = (await deps.log.bounds(deps.topics.jobs, partition)).end
+        if end == 0:
+            raise
+        await deps.read_model.wait({partition: Position(partition, end - 1, 0)}, deps.options.verdict_wait_ms)
+    return await shown_job(deps, job_id)
+
+
+def unknown_job(job_id: str) -> JobNotFound:
+    """Nothing was ever heard of it."""
+    return JobNotFound(f"There is no job {job_id[:200]!r}.")
