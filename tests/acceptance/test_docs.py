@@ -11,11 +11,13 @@ from penstock.api import cloning, verbs
 from penstock.api.app import OPERATIONS
 from penstock.cli.settings import ENV_PREFIX, Settings
 from penstock.client.calls import error_classes
+from penstock.client.http import Client
 from penstock.client.requests import JobRequest
+from penstock.core.rules import RULES, newest
 from penstock.log.namespace import topic_specs
 from penstock.projections.port import JobView
 from penstock.schemas.topics import Topics
-from tests.acceptance.processes import ROOT
+from tests.acceptance.processes import ROOT, understood
 
 DOCS = ROOT / "docs"
 
@@ -75,6 +77,33 @@ def test_every_verb_is_described() -> None:
     asked = {operation.path.rpartition("/")[2] for operation in (*verbs.OPERATIONS, cloning.CLONE)}
     described = first_cells(section("http-api.md", "Changing a job"))
     assert described == (asked - {"{id}"}) | {"DELETE"}
+
+
+CAPABILITIES = [
+    [cell.strip() for cell in line.strip("| \n").split("|")]
+    for line in text_of("capabilities.md").splitlines()
+    if line.startswith("| ")
+][2:]
+
+
+@pytest.mark.parametrize("row", CAPABILITIES, ids=lambda row: row[0])
+def test_each_capability_is_where_it_is_said_to_be(row: list[str]) -> None:
+    _, http, command, client, line, shown = (cell.strip("`") for cell in row)
+    method, _, path = http.partition(" ")
+    assert (method, f"/api/v1{path}") in {(operation.method, operation.path) for operation in OPERATIONS}
+    assert command == "-" or understood(command.partition(" --")[0].split())
+    assert client == "-" or callable(getattr(Client, client))
+    assert line == "-" or line in RULES[newest(RULES)].in_force
+    file, _, name = shown.partition("::")
+    source = (ROOT / file).read_text(encoding="utf-8")
+    assert not name or re.search(rf"def {name}\(", source)
+
+
+def test_every_verb_is_a_capability() -> None:
+    paths = {row[1].strip("`").partition(" ")[2] for row in CAPABILITIES}
+    assert {
+        operation.path.removeprefix("/api/v1") for operation in (*verbs.OPERATIONS, cloning.CLONE)
+    } <= paths
 
 
 def test_the_fields_of_a_job_are_those_of_the_answer() -> None:
