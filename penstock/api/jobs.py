@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from penstock.api.http import (
     JSON,
     POSITION_HEADER,
     Answer,
+    JsonAnswer,
     Operation,
     answer,
     check_media_type,
@@ -27,7 +28,10 @@ from penstock.api.models import History, HistoryQuery, JobList, JobQuery, ListQu
 from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
+from penstock.schemas.errors import Conflict
 from penstock.schemas.ids import job_key, partition_of
+
+WITH_RESULT = frozenset({"succeeded", "partial"})
 
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -55,15 +59,27 @@ async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
 
 
 async def get_job(request: Request) -> Response:
+    return answer(await _asked_for(request))
+
+
+async def get_result(request: Request) -> Response:
+    job = await _asked_for(request)
+    if job.state not in WITH_RESULT:
+        raise Conflict(f"the job is {job.state}: it has no result", job_id=job.id, job_state=job.state)
+    return JsonAnswer(bytes(cast("Any", job.result)), 200, None)
+
+
+async def _asked_for(request: Request) -> JobView:
+    """The job, at once or when it is as it is waited for."""
     deps = deps_of(request)
     asked = query(request, JobQuery)
     job_id = str(request.path_params["id"])
     if asked.until is None:
         await wait_for(request, deps, asked)
-        return answer(await shown_job(deps, job_id))
+        return await shown_job(deps, job_id)
     await wait_for(request, deps, ReadQuery(asked.after))
     known = wanted_positions(request, asked.after, deps.topics.partitions)
-    return answer(await awaited_job(deps, job_id, asked, known))
+    return await awaited_job(deps, job_id, asked, known)
 
 
 async def get_history(request: Request) -> Response:
@@ -171,6 +187,17 @@ OPERATIONS = (
         headers=READ_HEADERS,
         answers={200: Answer("The job.", JobView)},
         problems=(404, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs/{id}/result",
+        endpoint=get_result,
+        summary="What a job that succeeded, in whole or in part, has returned",
+        tag="jobs",
+        query=JobQuery,
+        headers=READ_HEADERS,
+        answers={200: Answer("The result.", Any)},
+        problems=(404, 409, 422, 503),
     ),
     Operation(
         method="GET",

@@ -190,6 +190,19 @@ def get(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: S
     print_job(cli, found)
 
 
+@jobs_app.command()
+def result(
+    ctx: typer.Context,
+    job: JobIdArgument,
+    wait_timeout_ms: Annotated[int, typer.Option(min=0, help="How long to wait for the job's end.")] = 0,
+    server: Server = None,
+) -> None:
+    """Print what a job returned, as JSON. Exit code 5 where it has not succeeded."""
+    cli = cli_of(ctx, None, server=server)
+    with cli.client() as client:
+        cli.printer.value(client.result(job, wait_timeout_ms))
+
+
 def print_job(cli: Cli, job: Json) -> None:
     """A job's fields that say something, and its errors."""
     if cli.printer.json:

@@ -177,6 +177,12 @@ class Calls:
         """See :meth:`penstock.client.http.Client.get`."""
         return (yield from self._read(_job_path(job_id)))
 
+    def result(self, job_id: str, timeout_ms: int) -> Generator[Any, Any, Any]:
+        """See :meth:`penstock.client.http.Client.result`."""
+        if timeout_ms:
+            yield from self.wait(job_id, timeout_ms)
+        return (yield from self._read(f"{_job_path(job_id)}/result"))
+
     def history_page(self, job_id: str, cursor: str = "") -> Generator[Any, Any, Json]:
         """One page of a job's history."""
         return (yield from self._read(f"{_job_path(job_id)}/history", cursor=cursor))

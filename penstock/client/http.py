@@ -158,6 +158,14 @@ class Client:
         """All that happened to a job, in log order. Raises JobNotFound."""
         return self._run(self._calls.history(job_id))
 
+    def result(self, job_id: str, timeout_ms: int = 0) -> Any:
+        """What the job returned. Raises Conflict where it has not succeeded.
+
+        Args:
+            timeout_ms: how long to wait for its end; then TimeoutError.
+        """
+        return self._run(self._calls.result(job_id, timeout_ms))
+
     def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> Iterator[Json]:
         """Jobs, newest first, read page by page; empty filters do not filter."""
         cursor = ""
@@ -316,6 +324,10 @@ class AsyncClient:
     async def history(self, job_id: str) -> list[Json]:
         """As :meth:`Client.history`."""
         return await self._run(self._calls.history(job_id))
+
+    async def result(self, job_id: str, timeout_ms: int = 0) -> Any:
+        """As :meth:`Client.result`."""
+        return await self._run(self._calls.result(job_id, timeout_ms))
 
     async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
         """As :meth:`Client.jobs`."""

@@ -105,6 +105,24 @@ async def test_hundreds_wait_and_the_server_stops(whole: Bench) -> None:
     assert {answer.status_code for answer in answers} == {503}
 
 
+async def test_the_result_alone(whole: Bench) -> None:
+    job = await whole.enqueue()
+    path = f"/api/v1/jobs/{job['id']}/result"
+    early = await whole.http.get(path)
+    assert (early.status_code, early.json()["code"], early.json()["job_state"]) == (409, "conflict", "ready")
+    asking = asyncio.create_task(whole.http.get(path, params={"until": "finished", "wait_ms": str(LONG_MS)}))
+    [given] = await whole.fetch()
+    done = {"type": "Succeeded", "job": job["id"], "lease": given["lease"], "result": {"rows": [1, None]}}
+    await whole.report(done)
+    answer = await asking
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == {"rows": [1, None]}
+    other = await whole.enqueue(delay_ms=600_000)
+    await whole.http.post(f"/api/v1/jobs/{other['id']}/cancel")
+    assert (await whole.http.get(f"/api/v1/jobs/{other['id']}/result")).json()["job_state"] == "cancelled"
+    assert (await whole.http.get("/api/v1/jobs/nobody/result")).status_code == 404
+
+
 @pytest.mark.parametrize("params", [{"until": "later"}, {"until": "finished", "wait_ms": "60001"}])
 async def test_bad_questions(api: Bench, params: dict[str, str]) -> None:
     assert (await api.http.get("/api/v1/jobs/x", params=params)).status_code == 422

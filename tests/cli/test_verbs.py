@@ -96,3 +96,12 @@ def test_bad_input(ask: Run, arguments: tuple[str, ...], code: int, says: str) -
     assert found.code == code, found.err
     assert says in found.err
     assert "Traceback" not in found.err
+
+
+def test_what_a_job_returned(ask: Run) -> None:
+    enqueued(ask, "returns")
+    found = ask("jobs", "result", "returns", "--wait-timeout-ms", "20000")
+    assert (found.code, found.json) == (0, "hello Ada")
+    enqueued(ask, "not-yet", *LATER)
+    refused = ask("jobs", "result", "not-yet")
+    assert (refused.code, "scheduled" in refused.err) == (5, True)

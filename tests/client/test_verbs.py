@@ -113,3 +113,14 @@ def test_each_verb_becomes_a_line_that_can_be_read(name: str) -> None:
         assert changes in (
             Changes(run_at=1_893_456_000_000), Changes(priority="low"), Changes(pool="p"),
         )  # fmt: skip
+
+
+def test_a_result_is_waited_for() -> None:
+    server = Server(job(state="active"), job(state="succeeded"), httpx.Response(200, json=[1]))
+    assert run_both(server, lambda client: client.result("a", 30_000))[0] == [1]
+    asked = [(request.url.path, request.url.params.get("until")) for request in server.requests[:3]]
+    assert asked == [
+        ("/api/v1/jobs/a", "finished"),
+        ("/api/v1/jobs/a", "finished"),
+        ("/api/v1/jobs/a/result", None),
+    ]
