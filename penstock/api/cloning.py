@@ -14,12 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, query, read_json
+from penstock.api.http import Operation, query, read_json
 from penstock.api.intake import TENANT, Intake, trace_of
-from penstock.api.jobs import READ_HEADERS, WRITE_HEADERS, wait_for
+from penstock.api.jobs import READ_HEADERS, TAKEN_ANSWERS, TRACE_HEADERS, told, wait_for
 from penstock.api.lookup import find_job
 from penstock.api.models import CloneRequest, ReadQuery, decode_job
-from penstock.client.requests import check_json
 from penstock.projections.port import JobView
 
 _encode = msgspec.json.Encoder().encode
@@ -36,14 +35,10 @@ async def clone_job(request: Request) -> Response:
     asked = await read_json(request, dict[str, Any], deps.options.job_max_bytes, empty=b"{}")
     job = await find_job(deps, str(request.path_params["id"]))
     given = {name: value for name, value in asked.items() if value is not None}
-    body = _encode({**await _taken_over(deps, job), **given})
-    check_json(body)
-    wanted, hashed = decode_job(body)
+    wanted, hashed = decode_job(_encode({**await _taken_over(deps, job), **given}))
     intake = Intake(deps)
     prepared = intake.prepare(wanted, hashed, deps.now_ms(), trace_of(request), cause=job.enqueued_event)
-    taken = await intake.take(prepared)
-    headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
-    return answer(taken.view, 201 if taken.created else 200, headers)
+    return told(await intake.take(prepared))
 
 
 async def _taken_over(deps: ApiDeps, job: JobView) -> dict[str, Raw]:
@@ -67,10 +62,7 @@ CLONE = Operation(
     query=ReadQuery,
     body=CloneRequest,
     body_required=False,
-    headers={"traceparent": "W3C trace context, kept with the job.", **READ_HEADERS},
-    answers={
-        201: Answer("The clone is durable.", JobView, headers=WRITE_HEADERS),
-        200: Answer("The same job with this id was there already.", JobView, headers=WRITE_HEADERS),
-    },
+    headers={**TRACE_HEADERS, **READ_HEADERS},
+    answers=TAKEN_ANSWERS,
     problems=(400, 404, 409, 413, 415, 422, 503),
 )

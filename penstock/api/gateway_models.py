@@ -81,6 +81,14 @@ class ProgressedReport(
     seq: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
 
 
+class PartErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the work failed."""
+
+    code: Annotated[str, Meta(min_length=1, max_length=256)]
+    message: str = ""
+    details: Any = None
+
+
 class SucceededReport(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="Succeeded"
 ):
@@ -90,23 +98,12 @@ class SucceededReport(
     lease: EventId
     result: Any = None
     run_ms: DurationMs | None = None
-    errors: Annotated[list["PartErrorReport"], Meta(max_length=MAX_PARTIAL_ERRORS)] = []
+    errors: Annotated[list[PartErrorReport], Meta(max_length=MAX_PARTIAL_ERRORS)] = []
 
 
-class PartErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What of the work failed."""
-
-    code: Annotated[str, Meta(min_length=1, max_length=256)]
-    message: str = ""
-    details: Any = None
-
-
-class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ErrorReport(PartErrorReport, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why an attempt failed. With ``retryable`` false the job is dead at once."""
 
-    code: Annotated[str, Meta(min_length=1, max_length=256)]
-    message: str = ""
-    details: Any = None
     retryable: bool = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -21,7 +22,7 @@ from penstock.api.http import (
     read_body,
     wanted_positions,
 )
-from penstock.api.intake import TENANT, Intake, trace_of
+from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
 from penstock.api.lookup import shown_job, unknown_job
 from penstock.api.models import History, HistoryQuery, JobList, JobQuery, ListQuery, ReadQuery, decode_job
@@ -30,6 +31,7 @@ from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
 from penstock.schemas.errors import Conflict
 from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.position import Position
 
 WITH_RESULT = frozenset({"succeeded", "partial"})
 
@@ -44,18 +46,23 @@ async def create_job(request: Request) -> Response:
     asked, hashed = decode_job(body)
     intake = Intake(deps)
     trace = trace_of(request)
-    taken = await intake.take(intake.prepare(asked, hashed, deps.now_ms(), trace))
+    return told(await intake.take(intake.prepare(asked, hashed, deps.now_ms(), trace)))
+
+
+def told(taken: Taken) -> Response:
+    """The answer to whoever put a job in."""
     headers = {"Location": f"/api/v1/jobs/{taken.view.id}", POSITION_HEADER: str(taken.position)}
     return answer(taken.view, 201 if taken.created else 200, headers)
 
 
-async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> None:
-    """Wait for the positions that this read asks for. Raises ReadBehind, ReadModelUnavailable."""
+async def wait_for(request: Request, deps: ApiDeps, asked: ReadQuery) -> Mapping[int, Position]:
+    """Wait for the positions that this read asks for, and return them. Raises ReadBehind, ReadModelUnavailable."""
     wanted = wanted_positions(request, asked.after, deps.topics.partitions)
     if wanted:
         wait_ms = deps.options.read_wait_ms if asked.wait_ms is None else asked.wait_ms
         async with deps.parked.wait():
             await deps.read_model.wait(wanted, wait_ms)
+    return wanted
 
 
 async def get_job(request: Request) -> Response:
@@ -77,8 +84,7 @@ async def _asked_for(request: Request) -> JobView:
     if asked.until is None:
         await wait_for(request, deps, asked)
         return await shown_job(deps, job_id)
-    await wait_for(request, deps, ReadQuery(asked.after))
-    known = wanted_positions(request, asked.after, deps.topics.partitions)
+    known = await wait_for(request, deps, ReadQuery(asked.after))
     return await awaited_job(deps, job_id, asked, known)
 
 
@@ -144,10 +150,15 @@ async def list_jobs(request: Request) -> Response:
     return answer(JobList(page.items, page.next_cursor, page.total))
 
 
-WRITE_HEADERS = {
+_WRITE_HEADERS = {
     "Location": "Address of the job.",
     POSITION_HEADER: "Position token: a read that sends it sees this write.",
 }
+TAKEN_ANSWERS = {
+    201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
+    200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
+}
+TRACE_HEADERS = {"traceparent": "W3C trace context, kept with the job."}
 READ_HEADERS = {POSITION_HEADER: "Position token of a write that the read must see."}
 
 CREATE = Operation(
@@ -157,11 +168,8 @@ CREATE = Operation(
     summary="Put a job in",
     tag="jobs",
     body=JobRequest,
-    headers={"traceparent": "W3C trace context, kept with the job."},
-    answers={
-        201: Answer("The job is durable.", JobView, headers=WRITE_HEADERS),
-        200: Answer("The same job with this id was there already.", JobView, headers=WRITE_HEADERS),
-    },
+    headers=TRACE_HEADERS,
+    answers=TAKEN_ANSWERS,
     problems=(400, 409, 413, 415, 422, 503),
 )
 

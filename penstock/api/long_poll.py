@@ -55,7 +55,6 @@ async def awaited_job(
             pause_ms = min(2 * pause_ms, PAUSE_MS[1])
             if not await _folded(deps, Position(partition, end, 0), until_s):
                 break
-            view = await shown_job(deps, job_id)
     return view
 
 

@@ -17,7 +17,6 @@ from msgspec import Raw
 from penstock.api.deps import ApiDeps
 from penstock.api.gateway_models import (
     AnyReport,
-    ErrorReport,
     FailedReport,
     PartErrorReport,
     ProgressedReport,
@@ -206,7 +205,7 @@ def _succeeded(report: SucceededReport, common: dict[str, Any]) -> Succeeded | F
     return Succeeded(id=f"{report.lease}.s", result=result, run_ms=run_ms, errors=errors, **common)
 
 
-def _error(error: ErrorReport | PartErrorReport, *, retryable: bool) -> JobError:
+def _error(error: PartErrorReport, *, retryable: bool) -> JobError:
     details = NULL if error.details is None else Raw(_encode(error.details))
     if len(bytes(details)) > MAX_ERROR_DETAILS_BYTES:
         details = Raw(_encode({"dropped": f"{len(bytes(details))} bytes, too large to be kept"}))

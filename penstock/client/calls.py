@@ -17,13 +17,13 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.client.idgen import new_id
-from penstock.client.requests import fields_of, plain, request_fields
+from penstock.client.requests import fields_of, request_fields
 from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
 
 Json = dict[str, Any]
-_encode = msgspec.json.Encoder(enc_hook=plain).encode
+_encode = msgspec.json.Encoder().encode
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
 API = "/api/v1"

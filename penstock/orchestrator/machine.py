@@ -97,9 +97,7 @@ class OrchestratorMachine:
         self.forgetting = Forgetting(retention)
         self.upgrade = RulesUpgrade(newest(rules), now.mono_ms, made_with)
         self.partitions = {
-            store.identity.partition: PartitionMachine(
-                store, self.fleet, name, incarnation, generation, made_with
-            )
+            store.identity.partition: PartitionMachine(store, self.fleet, name, incarnation, generation)
             for store in stores
         }
         self._settled_ms = now.mono_ms + settle_ms
@@ -137,6 +135,8 @@ class OrchestratorMachine:
             machine = self.partitions[forward.source]
             if machine.role == "leading":
                 machine.forwarded(forward, now, out)
+        # Before anything else is written by one that has just begun to lead.
+        self.upgrade.turn(self.leading, self.peers.live(now.mono_ms), now, out)
         self._lead(now, out)
         for machine in self.partitions.values():
             machine.tick(now, out)
@@ -305,7 +305,6 @@ class OrchestratorMachine:
             return
         stalled = now.mono_ms - self._swept_ms > DEAF_AFTER_MS and self._swept_ms > 0
         self._swept_ms = now.mono_ms
-        self.upgrade.turn(self.leading, self.peers.live(now.mono_ms), now, out)
         hearing = not stalled and now.mono_ms - min(self._echoes.values()) <= DEAF_AFTER_MS
         if hearing and not self._hearing:
             for machine in self.leading:

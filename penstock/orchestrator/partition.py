@@ -59,14 +59,11 @@ class PartitionMachine:
         incarnation: of its process.
         generation: of the log; the high bits of every fence. It leads no partition that is of another, for that is
             still being copied.
-        made_with: version of the rules that the namespace was made with: whoever leads sees to it that they are in
-            force, before anything else.
     """
 
     def __init__(
-        self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int,
-        made_with: int = 1,
-    ) -> None:  # fmt: skip
+        self, store: PartitionStore, fleet: Fleet, orchestrator: str, incarnation: str, generation: int
+    ) -> None:
         self.store = store
         self.number = store.identity.partition
         self.role: Role = "following"
@@ -77,7 +74,6 @@ class PartitionMachine:
         self._incarnation = incarnation
         self._lines = LeaderLines(self.number, orchestrator, incarnation)
         self._generation = generation
-        self._made_with = made_with
         self._courier = Courier(store)
         self._index = Index.of(store)
         self.committed_ms = 0
@@ -163,8 +159,6 @@ class PartitionMachine:
     def _take_over(self, epoch: int, now: Now, out: Outputs) -> None:
         """Find again all that the partition's leader owes. Every running lease is granted anew in full."""
         self.role, self.epoch, self._lines.epoch = "leading", epoch, epoch
-        for version in range(self.store.state.rules + 1, self._made_with + 1):
-            self.activate_rules(version, now, out)
         self.commit()
         self._reset()
         self._backlog.load()

@@ -207,12 +207,14 @@ def within_a_line(errors: Iterable[JobError]) -> tuple[JobError, ...]:
     kept: list[JobError] = []
     room = MAX_PARTIAL_ERRORS_BYTES
     for error in errors:
-        bare = JobError(error.code, error.message, NULL, error.retryable)
-        fits = next((one for one in (error, bare) if len(msgspec.json.encode(one)) <= room), None)
-        if fits is None:
+        size = len(msgspec.json.encode(error))
+        if size > room:
+            error = JobError(error.code, error.message, NULL, error.retryable)
+            size = len(msgspec.json.encode(error))
+        if size > room:
             break
-        room -= len(msgspec.json.encode(fits))
-        kept.append(fits)
+        room -= size
+        kept.append(error)
     return tuple(kept)
 
 

@@ -16,6 +16,7 @@ from penstock.schemas import events as ev
 from penstock.schemas.codec import bundle, encode_line
 from penstock.schemas.topics import Topics
 from tests.cli.conftest import Run, environment
+from tests.core.newer_rules import NEXT, activations
 
 KNOWN = newest(RULES)
 
@@ -52,16 +53,13 @@ def test_nobody_is_there_to_activate_anything(run: Run, tmp_path: Path) -> None:
 
 def test_a_program_that_is_too_old_says_so_and_ends(run: Run, tmp_path: Path) -> None:
     leader = ev.LeaderAnnounced(id="a", orchestrator="newer", incarnation="i", supersedes=-1)
-    activated = [
-        ev.RulesActivated(id=f"r{version}", epoch=0, version=version) for version in range(2, KNOWN + 2)
-    ]
-    _write(tmp_path, [leader, *activated])
+    _write(tmp_path, [leader, *activations(NEXT)])
     done = subprocess.run(
         [sys.executable, "-m", "penstock.cli.main", "dev", "--data", tmp_path, "--port", "0"],
         env=environment(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (8, False)
-    assert f"rules {KNOWN + 1}" in done.stderr
+    assert f"rules {NEXT}" in done.stderr
     assert "upgrade Penstock here" in done.stderr
     assert run("verify", "--data", tmp_path).code == 8
 

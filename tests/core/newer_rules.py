@@ -52,6 +52,14 @@ def _decide(job: Job | None, event: Any, place: Place) -> Decision:
     return apply(job, _as_before(event, **({} if pause_ms is None else {"retry_after_ms": pause_ms})), place)
 
 
+def activations(until: int, epoch: int = 0) -> list[ev.RulesActivated]:
+    """What a leader writes to bring a partition from rules 1 to these."""
+    return [
+        ev.RulesActivated(id=f"rules.{version}", epoch=epoch, version=version)
+        for version in range(2, until + 1)
+    ]
+
+
 NEXT = newest(RULES) + 1
 """The version that the next program brings."""
 

@@ -19,11 +19,13 @@ from typing import Any
 from penstock.core.job import Job, body_hash
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rules import RULES, newest
+from penstock.schemas import events as ev
+from penstock.schemas.codec import bundle, encode_line
 from penstock.schemas.position import pack
+from tests.core.newer_rules import activations
 
 JOB = "J"
 EPOCH_OFFSET = 1
-EPOCH = pack(EPOCH_OFFSET, 0)
 LEADER_TYPES = {"Due", "Expired", "Leased", "LeaseExpired", "Cancelled", "DeadLettered", "Forgotten"}
 SEEN_TYPES = {"Due", "Expired", "Leased", "DeadLettered", "Forgotten"}
 HOLDER_TYPES = {"Progressed", "Succeeded", "Failed", "Returned", "Snoozed", "LeaseExpired", "Cancelled"}
@@ -35,14 +37,9 @@ class Story:
 
     def __init__(self, rules: int = newest(RULES)) -> None:
         self.fold = PartitionFold(0, 1, lambda _: None)
-        lines: list[dict[str, Any]] = [
-            {"type": "LeaderAnnounced", "id": "A", "orchestrator": "o", "incarnation": "i", "supersedes": -1},
-            *(
-                {"type": "RulesActivated", "id": f"rules.{version}", "version": version, "epoch": EPOCH}
-                for version in range(2, rules + 1)
-            ),
-        ]
-        self.fold.fold(EPOCH_OFFSET, 0, True, "\n".join(map(json.dumps, lines)).encode())
+        leader = ev.LeaderAnnounced(id="A", orchestrator="o", incarnation="i", supersedes=-1)
+        lines = map(encode_line, [leader, *activations(rules, pack(EPOCH_OFFSET, 0))])
+        self.fold.fold(EPOCH_OFFSET, 0, True, bundle(list(lines)))
         assert self.fold.state.rules == rules
         self.rows = 0
         self.last: Folded | None = None

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from penstock.core.rules import RULES, newest
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
@@ -30,6 +29,7 @@ from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity
+from tests.core.newer_rules import NEXT, activations
 from tests.state.shelf import Shelf
 from tests.state.writing import Writer
 
@@ -218,10 +218,7 @@ async def test_its_failure_reaches_those_who_wait(topics: Topics, tmp_path: Path
         await open_namespace(log, topics)
         writer = Writer()
         lines = [line for record in writer.records for line in (record.value,)]
-        lines += [
-            encode_line(ev.RulesActivated(id=f"r{version}", epoch=0, version=version))
-            for version in range(2, newest(RULES) + 2)
-        ]
+        lines += map(encode_line, activations(NEXT))
         async with serving(log, topics, tmp_path) as service:
             waiting = asyncio.gather(
                 service.wait({0: Position(0, 5, 0)}, WAIT_MS),

@@ -7,13 +7,13 @@ import pytest
 
 from penstock.core.job import MAX_VERB_AGE_MS
 from penstock.core.partition import FORWARD_ROOM_BYTES, PartitionFold
-from penstock.core.rules import RULES, newest
 from penstock.orchestrator.forwarder import Forwarder
 from penstock.schemas import events as ev
 from penstock.schemas.errors import UnknownRules
 from penstock.schemas.ids import partition_of
 from penstock.schemas.limits import DIGEST_EVERY_OFFSETS, MAX_BUNDLE_BYTES, MAX_LINE_BYTES
 from penstock.state.partition_store import PartitionStore
+from tests.core.newer_rules import NEXT, activations
 from tests.orchestrator.desk import START_MS, Desk, deliveries, memory_store
 
 FAR_FUTURE_MS = 4_070_908_800_000
@@ -252,12 +252,11 @@ def test_F3_rules_are_activated_by_the_leader_one_by_one() -> None:
     epoch = desk.fold[0].state.epoch
     assert desk.write(0, ev.RulesActivated(id="r", epoch=epoch - 1, version=2)) == ["stale"]
     assert desk.write(0, ev.RulesActivated(id="r", epoch=epoch, version=3)) == ["stale"]
-    known = newest(RULES)
-    for version in range(2, known + 1):
-        activated = ev.RulesActivated(id=f"r{version}", epoch=epoch, version=version)
+    *known, unknown = activations(NEXT, epoch)
+    for activated in known:
         assert desk.write(0, activated) == ["applied"]
     with pytest.raises(UnknownRules):
-        desk.write(0, ev.RulesActivated(id="r", epoch=epoch, version=known + 1))
+        desk.write(0, unknown)
 
 
 def test_F3_a_type_whose_rules_are_not_active_is_refused() -> None:

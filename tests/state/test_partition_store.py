@@ -13,7 +13,6 @@ from msgspec import Raw
 from penstock.core import rows
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rows import DIGEST_MODULUS, row_digest
-from penstock.core.rules import RULES, newest
 from penstock.log.kv import Batch
 from penstock.log.memory import MemoryLog
 from penstock.log.port import Record, TopicSpec
@@ -24,6 +23,7 @@ from penstock.schemas.errors import HistoryChanged, OffsetBeyondEnd, OffsetTrimm
 from penstock.schemas.limits import DIGEST_EVERY_OFFSETS
 from penstock.state.bodies import BODY_KINDS
 from penstock.state.partition_store import PartitionStore, StoreFactory, StoreIdentity
+from tests.core.newer_rules import NEXT, activations
 from tests.state.strategies import cuts, ops
 from tests.state.writing import TOPIC, Op, Writer
 
@@ -181,10 +181,7 @@ def test_a_record_whose_rules_are_unknown_leaves_the_store_as_it_was() -> None:
     stored = whole(store)
     lines = [
         encode_line(ev.Enqueued(job="b", job_type="t")),
-        *(
-            encode_line(ev.RulesActivated(id=f"r{version}", epoch=0, version=version))
-            for version in range(2, newest(RULES) + 2)
-        ),
+        *map(encode_line, activations(NEXT)),
     ]
     with pytest.raises(UnknownRules):
         store.fold(Record(TOPIC, 0, 2, 1_700_000_000_001, True, None, bundle(lines)))
