@@ -191,7 +191,7 @@ def page() -> str:
     lines = [INTRODUCTION, "## The envelope", "", known["Event"].text.replace("See the module.", "").strip()]
     lines += [_envelope(), "", *_table([*known["Event"].fields]), ""]
     lines += ["`job` must be given wherever the event is one of a job.", ""]
-    for name in ("Backoff", "JobError"):
+    for name in ("Backoff", "JobError", "Unique"):
         lines += [f"## `{name}`", "", known[name].text, "", *_table([*known[name].fields]), ""]
     # Sections in the order of the source, for that is the order of a job's life.
     for name, shape in known.items():

@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock.client.http import AsyncClient, Client
+    from penstock.client.http import Client
+    from penstock.client.http_async import AsyncClient
     from penstock.schemas.errors import PenstockError
     from penstock.workers.app import App
     from penstock.workers.context import Context
@@ -51,7 +52,7 @@ __all__ = [
 
 _HOMES = {
     "App": "workers.app",
-    "AsyncClient": "client.http",
+    "AsyncClient": "client.http_async",
     "Cancel": "workers.values",
     "Client": "client.http",
     "Context": "workers.context",

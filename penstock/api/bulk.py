@@ -26,7 +26,7 @@ from penstock.api.http import (
     chunks,
     read_body,
 )
-from penstock.api.intake import Intake, Prepared, settle, trace_of
+from penstock.api.intake import Intake, Prepared, settled, trace_of
 from penstock.api.models import BulkAnswer, BulkItem, decode_jobs
 from penstock.api.problems import field_errors
 from penstock.client.idgen import new_ids
@@ -34,6 +34,7 @@ from penstock.client.requests import JobRequest, all_shallow, check_depth, check
 from penstock.log.bundler import LinePosition
 from penstock.schemas.errors import (
     AppendUnknown,
+    Conflict,
     InvalidField,
     LogError,
     MalformedJson,
@@ -88,13 +89,26 @@ class _Call:
                 self._items[index] = _rejected(index, error)
                 continue
             parts.setdefault(prepared.partition, []).append((index, prepared))
-        for partition, items in parts.items():
+        await self._check_rules(parts)
+        for partition, items in ((partition, items) for partition, items in parts.items() if items):
             while len(self._appends) >= MOST_APPENDS:
                 await asyncio.wait(self._appends, return_when=asyncio.FIRST_COMPLETED)
             append = asyncio.create_task(self._append(partition, items))
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
         await asyncio.sleep(0)
+
+    async def _check_rules(self, parts: dict[int, list[tuple[int, Prepared]]]) -> None:
+        """Take out what the log does not know yet."""
+        asked = [partition for partition, items in parts.items() if any(one.unique for _, one in items)]
+        try:
+            await self._intake.require_rules(asked)
+        except (Conflict, ReadModelUnavailable) as error:
+            for partition in asked:
+                for index, prepared in parts[partition]:
+                    if prepared.unique is not None:
+                        self._items[index] = _rejected(index, error, prepared.job)
+                parts[partition] = [item for item in parts[partition] if item[1].unique is None]
 
     def reject(self, error: PenstockError) -> None:
         """Note one more item that is not taken."""
@@ -164,25 +178,29 @@ class _Call:
             for index, prepared, _ in self._given:
                 self._items[index] = _unknown(index, prepared, error)
             return
-        for (index, prepared, _), verdict in zip(self._given, verdicts, strict=True):
-            outcome = settle(verdict)
-            job_id = prepared.job
-            if outcome == "conflict":
-                message = f"another job with the id {job_id!r} is already there"
-                self._items[index] = BulkItem(
-                    index=index, status="rejected", id=job_id, code="id_in_use", message=message
-                )
-            elif outcome == "duplicate":
-                self._items[index] = BulkItem(index=index, status="accepted", id=job_id, code="duplicate")
+        for (index, prepared, position), verdict in zip(self._given, verdicts, strict=True):
+            try:
+                taken = settled(prepared, position, verdict)
+            except Conflict as error:
+                self._items[index] = _rejected(index, error, prepared.job)
+                continue
+            if not taken.created:
+                code = "duplicate" if taken.view.id == prepared.job else "existing"
+                self._items[index] = BulkItem(index=index, status="accepted", id=taken.view.id, code=code)
 
 
 def _position(partition: int, place: LinePosition) -> Position:
     return Position(partition, place.offset, place.line_no)
 
 
-def _rejected(index: int, error: PenstockError) -> BulkItem:
+def _rejected(index: int, error: PenstockError, job_id: str = "") -> BulkItem:
     return BulkItem(
-        index=index, status="rejected", code=error.code, message=error.message, errors=field_errors(error)
+        index=index,
+        status="rejected",
+        id=job_id,
+        code=error.code,
+        message=error.message,
+        errors=field_errors(error),
     )
 
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.http import Operation, query, read_json
+from penstock.api.http import Operation, idempotency_key, query, read_json
 from penstock.api.intake import TENANT, Intake, trace_of
-from penstock.api.jobs import READ_HEADERS, TAKEN_ANSWERS, TRACE_HEADERS, told, wait_for
+from penstock.api.jobs import CREATE_HEADERS, READ_HEADERS, TAKEN_ANSWERS, told, wait_for, with_key
 from penstock.api.lookup import find_job
 from penstock.api.models import CloneRequest, ReadQuery, decode_job
 from penstock.projections.port import JobView
@@ -36,6 +36,7 @@ async def clone_job(request: Request) -> Response:
     job = await find_job(deps, str(request.path_params["id"]))
     given = {name: value for name, value in asked.items() if value is not None}
     wanted, hashed = decode_job(_encode({**await _taken_over(deps, job), **given}))
+    wanted = with_key(wanted, idempotency_key(request))
     intake = Intake(deps)
     prepared = intake.prepare(wanted, hashed, deps.now_ms(), trace_of(request), cause=job.enqueued_event)
     return told(await intake.take(prepared))
@@ -62,7 +63,7 @@ CLONE = Operation(
     query=ReadQuery,
     body=CloneRequest,
     body_required=False,
-    headers={**TRACE_HEADERS, **READ_HEADERS},
+    headers={**CREATE_HEADERS, **READ_HEADERS},
     answers=TAKEN_ANSWERS,
     problems=(400, 404, 409, 413, 415, 422, 503),
 )

@@ -114,8 +114,14 @@ class ApiDeps:
     options: ApiOptions = field(default_factory=ApiOptions)
     now_ms: Callable[[], int] = wall_clock_ms
     generation: int = 0
+    made_with: int = 1
+    """The rules that the log was made with: each partition comes to them by itself."""
     version: str = field(default_factory=package_version)
     parked: Parked = field(default_factory=Parked)
+    operations: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there is a new operation to work on."""
+    knows_unique: set[int] = field(default_factory=set[int])
+    """Partitions that are known to follow rules with unique keys; none ever goes back."""
     archive: Archive | None = None
     """Of the jobs log, for what the read model no longer has."""
 

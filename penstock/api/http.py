@@ -6,6 +6,7 @@ make the OpenAPI document (:mod:`penstock.api.openapi`), so that it cannot say a
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -23,6 +24,8 @@ from penstock.schemas.position import Position, parse_token
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 POSITION_HEADER = "Penstock-Position"
+KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -97,6 +100,14 @@ def header(request: Request, name: bytes) -> str:
         if found == name:
             return str(value, "latin-1")
     return ""
+
+
+def idempotency_key(request: Request) -> str:
+    """What the header names this request with; empty without one. Raises InvalidField."""
+    key = header(request, KEY_HEADER.lower().encode())
+    if key and not _KEY.match(key):
+        raise InvalidField(f"{KEY_HEADER}: 1 to 200 visible ASCII characters", field=KEY_HEADER)
+    return key
 
 
 def media_type(request: Request) -> str:

@@ -7,10 +7,11 @@ its verdict is waited for.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -19,17 +20,31 @@ from penstock.api.appending import append_line
 from penstock.api.deps import ApiDeps
 from penstock.api.http import header
 from penstock.client.enqueued import enqueued_fields, event_of, line_of
+from penstock.client.identity import own_id
 from penstock.client.idgen import new_id, new_id_in
 from penstock.client.requests import JobRequest
-from penstock.projections.port import JobView, VerdictView
+from penstock.projections.port import JobFilter, JobView, SearchQuery, VerdictView
 from penstock.projections.views import enqueued_view
-from penstock.schemas.errors import IdInUse, ReadBehind, ReadModelUnavailable
+from penstock.schemas.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    IdInUse,
+    ReadBehind,
+    ReadModelUnavailable,
+    UniqueConflict,
+)
+from penstock.schemas.events import Unique
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 
 TENANT = "default"
 ACTOR = "api"
 """Whom the lines say they are from."""
+
+UNIQUE_RULES = 3
+"""The rules that brought unique keys: under older ones they would be passed over in silence."""
+
+RULES_EVERY_S = 0.05
 
 STEERED_NS = 4_000_000
 STEERED_PARTITIONS = 32
@@ -39,18 +54,27 @@ TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
 class Prepared(Struct, frozen=True, gc=False):
-    """A line that is ready to be appended. ``given``: its job's id came with the request."""
+    """A line that is ready to be appended."""
 
     job: str
     partition: int
     line: bytes
     given: bool
+    """Whether its job may be there already, or not begin: only the fold knows."""
     fields: dict[str, Any]
     """Of the event, see :func:`penstock.client.enqueued.enqueued_fields`."""
+    keyed: bool = False
+    """Whether its id was made of an idempotency key."""
+
+    @property
+    def unique(self) -> Unique | None:
+        """Of the event."""
+        return self.fields.get("unique")
 
 
 class Taken(NamedTuple):
-    """A durable job. ``created`` is false when the same job was there before; ``view`` is the first one's then."""
+    """A durable job. ``created`` is false where another is answered: the same job, which was there before, or the one
+    that holds its unique key."""
 
     view: JobView
     position: Position
@@ -60,10 +84,11 @@ class Taken(NamedTuple):
 class Intake:
     """Takes jobs in."""
 
-    def __init__(self, deps: ApiDeps) -> None:
+    def __init__(self, deps: ApiDeps, max_payload_bytes: int | None = None) -> None:
+        """``max_payload_bytes``: as the options say, if None."""
         self._deps = deps
         self._partitions = deps.topics.partitions
-        self._max_payload_bytes = deps.options.max_payload_bytes
+        self._max_payload_bytes = max_payload_bytes or deps.options.max_payload_bytes
 
     def prepare(
         self, request: JobRequest, hashed: str, at_ms: int, trace: str, spare: tuple[str, int] | None = None,
@@ -79,19 +104,21 @@ class Intake:
 
         Raises:
             TooLarge: payload or metadata is.
-            InvalidField: a time is out of range.
+            InvalidField: a time is out of range, or the id does not go with the request's keys.
         """
-        given = request.id is not None
-        if request.id is None:
-            job_id, partition = spare or self._new_id()
+        given = request.id is not None or request.unique is not None or request.idempotency_key is not None
+        if given:
+            job_id = own_id(request, TENANT)
+            partition = partition_of(job_id, self._partitions)
         else:
-            job_id, partition = request.id, partition_of(request.id, self._partitions)
+            job_id, partition = spare or self._new_id()
         fields = enqueued_fields(
             request, job_id, hashed, at_ms, TENANT, ACTOR, request.trace or trace, self._max_payload_bytes
         )
         if cause:
             fields["cause"] = cause
-        return Prepared(job_id, partition, line_of(fields), given, fields)
+        keyed = request.idempotency_key is not None
+        return Prepared(job_id, partition, line_of(fields), given, fields, keyed)
 
     def _new_id(self) -> tuple[str, int]:
         """An id of our own making and its partition. Those of the same few milliseconds live in one partition.
@@ -110,9 +137,13 @@ class Intake:
 
         Raises:
             LogError: it was not acknowledged; ``details["job_id"]`` has the id with which to try again.
-            IdInUse: another job has this id.
+            Conflict: another job has its id, its unique key or its idempotency key.
             ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
         """
+        if prepared.unique is not None:
+            await self.require_rules([prepared.partition])
+        if prepared.keyed:
+            await self._not_at_home_elsewhere(prepared)
         place = await append_line(self._deps, prepared.job, prepared.partition, prepared.line)
         position = Position(prepared.partition, place.offset, place.line_no)
         if not prepared.given:
@@ -122,35 +153,77 @@ class Intake:
         except (ReadBehind, ReadModelUnavailable) as error:
             error.details["job_id"] = prepared.job
             raise
-        return _taken(prepared.job, position, verdict)
+        return settled(prepared, position, verdict)
+
+    async def _not_at_home_elsewhere(self, prepared: Prepared) -> None:
+        """An idempotency key names one job whatever its home; the fold of a partition knows its own homes only.
+
+        Of two that race with different homes both may begin: then neither was there for the other to see.
+        """
+        wanted = JobFilter(id_prefix=prepared.job.partition("~")[0])
+        page = await self._deps.read_model.search(SearchQuery(tenant=TENANT, filter=wanted, limit=2))
+        for other in page.items:
+            if other.id != prepared.job:
+                raise IdempotencyKeyReused(
+                    f"the idempotency key was used for the job {other.id}, which is at home elsewhere",
+                    existing_id=other.id,
+                )
+
+    async def require_rules(self, partitions: Collection[int]) -> None:
+        """Raises Conflict where the log does not know unique keys yet, ReadModelUnavailable where nobody can tell."""
+        until_s = time.monotonic() + self._deps.options.read_wait_ms / 1_000
+        while lacking := await self._lacking(partitions):
+            # A log that was made with them comes to them as soon as somebody leads.
+            if self._deps.made_with < UNIQUE_RULES or time.monotonic() >= until_s:
+                partition, version = lacking
+                raise Conflict(
+                    f"unique keys need rules {UNIQUE_RULES}, and partition {partition} follows rules {version}:"
+                    " see penstock rules activate"
+                )
+            await asyncio.sleep(RULES_EVERY_S)
+
+    async def _lacking(self, partitions: Collection[int]) -> tuple[int, int] | None:
+        """One of these partitions that does not know unique keys, and the rules that it follows."""
+        known = self._deps.knows_unique
+        if known.issuperset(partitions):
+            return None
+        found = {status.partition: status.rules for status in await self._deps.read_model.status()}
+        known.update(partition for partition, version in found.items() if version >= UNIQUE_RULES)
+        return next(
+            ((partition, found.get(partition, 1)) for partition in partitions if partition not in known), None
+        )
 
     async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:
         """What the fold made of lines, in order."""
         wanted = [
             (position, TENANT, prepared.job, str(prepared.fields["id"])) for prepared, position in written
         ]
-        return await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms)
+        uniques = [prepared.unique for prepared, _ in written]
+        keys = ["" if unique is None else unique.key for unique in uniques] if any(uniques) else []
+        return await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms, keys)
 
 
-def _taken(job_id: str, position: Position, verdict: VerdictView) -> Taken:
-    outcome = settle(verdict)
-    if verdict.job is not None and verdict.job.state == "deleted":
+def settled(prepared: Prepared, position: Position, verdict: VerdictView) -> Taken:
+    """What a verdict on an ``Enqueued`` means for whoever sent it.
+
+    Raises:
+        Conflict: its job did not begin: another has its id, its unique key or its idempotency key.
+    """
+    job_id, job, unique = prepared.job, verdict.job, prepared.unique
+    if unique is not None and verdict.outcome == "conflict" and (job is None or job.id != job_id):
+        if unique.on_conflict == "return_existing" and job is not None:
+            return Taken(job, position, False)
+        existing = {} if job is None else {"existing_id": job.id, "job_state": job.state}
+        raise UniqueConflict(verdict.reason, job_id=job_id, **existing)
+    if job is None:
+        raise IdInUse(verdict.reason, job_id=job_id)
+    if job.state == "deleted":
         raise IdInUse(f"the job {job_id!r} was deleted, and is not forgotten yet", job_id=job_id)
-    if outcome == "conflict" or verdict.job is None:
-        raise IdInUse(
-            f"another job with the id {job_id!r} is already there"
-            if outcome == "conflict"
-            else verdict.reason,
-            job_id=job_id,
-        )
-    return Taken(verdict.job, position, outcome == "created")
-
-
-def settle(verdict: VerdictView) -> Literal["created", "duplicate", "conflict"]:
-    """What a verdict on an ``Enqueued`` means for who sent it."""
-    if verdict.outcome == "applied":
-        return "created"
-    return "duplicate" if verdict.outcome == "duplicate" else "conflict"
+    if verdict.outcome not in ("applied", "duplicate"):
+        if prepared.keyed:
+            raise IdempotencyKeyReused("the idempotency key was used for another request", job_id=job_id)
+        raise IdInUse(f"another job with the id {job_id!r} is already there", job_id=job_id)
+    return Taken(job, position, verdict.outcome == "applied")
 
 
 def trace_of(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""Jobs: put one in, look one up, its history, lists."""
+"""Jobs: put one in, look one up, its history."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from starlette.responses import Response
 from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import (
     JSON,
+    KEY_HEADER,
     POSITION_HEADER,
     Answer,
     JsonAnswer,
     Operation,
     answer,
     check_media_type,
+    idempotency_key,
     query,
     read_body,
     wanted_positions,
@@ -25,11 +27,11 @@ from penstock.api.http import (
 from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
 from penstock.api.lookup import shown_job, unknown_job
-from penstock.api.models import History, HistoryQuery, JobList, JobQuery, ListQuery, ReadQuery, decode_job
+from penstock.api.models import History, HistoryQuery, JobQuery, ReadQuery, decode_job
 from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
-from penstock.projections.port import HistoryItem, HistoryPage, JobsQuery, JobView
-from penstock.schemas.errors import Conflict
+from penstock.projections.port import HistoryItem, HistoryPage, JobView
+from penstock.schemas.errors import Conflict, InvalidField
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.position import Position
 
@@ -44,9 +46,19 @@ async def create_job(request: Request) -> Response:
     check_media_type(request, JSON)
     body = await read_body(request, deps.options.job_max_bytes)
     asked, hashed = decode_job(body)
+    asked = with_key(asked, idempotency_key(request))
     intake = Intake(deps)
     trace = trace_of(request)
     return told(await intake.take(intake.prepare(asked, hashed, deps.now_ms(), trace)))
+
+
+def with_key(asked: JobRequest, key: str) -> JobRequest:
+    """The request with the key of its header, if it has one."""
+    if not key:
+        return asked
+    if asked.idempotency_key not in (None, key):
+        raise InvalidField("idempotency_key: another stands in the header", field="idempotency_key")
+    return msgspec.structs.replace(asked, idempotency_key=key)
 
 
 def told(taken: Taken) -> Response:
@@ -133,32 +145,22 @@ def flat_item(item: HistoryItem) -> msgspec.Raw:
     return msgspec.Raw(_encode(fields))
 
 
-async def list_jobs(request: Request) -> Response:
-    deps = deps_of(request)
-    asked = query(request, ListQuery)
-    await wait_for(request, deps, asked)
-    page = await deps.read_model.list_jobs(
-        JobsQuery(
-            tenant=TENANT,
-            state=asked.state or "",
-            queue=asked.queue or "",
-            type=asked.type or "",
-            limit=asked.limit,
-            cursor=asked.cursor,
-        )
-    )
-    return answer(JobList(page.items, page.next_cursor, page.total))
-
-
 _WRITE_HEADERS = {
     "Location": "Address of the job.",
     POSITION_HEADER: "Position token: a read that sends it sees this write.",
 }
 TAKEN_ANSWERS = {
     201: Answer("The job is durable.", JobView, headers=_WRITE_HEADERS),
-    200: Answer("The same job with this id was there already.", JobView, headers=_WRITE_HEADERS),
+    200: Answer(
+        "No new job: the same was there already, or another holds its unique key and is answered, as was asked for.",
+        JobView,
+        headers=_WRITE_HEADERS,
+    ),
 }
-TRACE_HEADERS = {"traceparent": "W3C trace context, kept with the job."}
+CREATE_HEADERS = {
+    "traceparent": "W3C trace context, kept with the job.",
+    KEY_HEADER: "Stands for the job's id: the same request again is no second job, another with it is refused (422).",
+}
 READ_HEADERS = {POSITION_HEADER: "Position token of a write that the read must see."}
 
 CREATE = Operation(
@@ -168,23 +170,12 @@ CREATE = Operation(
     summary="Put a job in",
     tag="jobs",
     body=JobRequest,
-    headers=TRACE_HEADERS,
+    headers=CREATE_HEADERS,
     answers=TAKEN_ANSWERS,
     problems=(400, 409, 413, 415, 422, 503),
 )
 
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/api/v1/jobs",
-        endpoint=list_jobs,
-        summary="List jobs, newest first",
-        tag="jobs",
-        query=ListQuery,
-        headers=READ_HEADERS,
-        answers={200: Answer("A page of jobs.", JobList)},
-        problems=(422, 503),
-    ),
     Operation(
         method="GET",
         path="/api/v1/jobs/{id}",

@@ -12,16 +12,17 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from penstock.api.problems import FieldError, invalid
-from penstock.client.requests import JobRequest, decode_request, decode_requests, invalid_field
+from penstock.client.requests import JobRequest, Moment, decode_request, decode_requests, invalid_field
 from penstock.core.job import State
-from penstock.projections.port import CountRow, JobView, QuarantinedItem
+from penstock.projections.port import CountRow, JobView, QuarantinedItem, Sort
 from penstock.schemas.errors import InvalidField, PenstockError
-from penstock.schemas.events import TimeMs
+from penstock.schemas.events import Priority, TimeMs
 from penstock.schemas.names import CheckedName
 
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
 Cursor = Annotated[str, Meta(max_length=1_024)]
+ShortText = Annotated[str, Meta(max_length=256)]
 
 _ONE_BY_ONE = 8
 """So few bodies are not halved again to find the bad ones."""
@@ -134,11 +135,24 @@ class JobQuery(ReadQuery, frozen=True):
 
 
 class ListQuery(ReadQuery, frozen=True):
-    """Filters and paging of the job list."""
+    """Filters, order and paging of the job list; ``POST /jobs/search`` takes more of them."""
 
     state: State | None = None
     queue: CheckedName | None = None
     type: CheckedName | None = None
+    pool: CheckedName | None = None
+    priority: Priority | None = None
+    tags: CheckedName | None = None
+    worker: ShortText | None = None
+    unique_key: ShortText | None = None
+    id_prefix: ShortText | None = None
+    has_errors: bool | None = None
+    text: ShortText | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    finished_after: Moment | None = None
+    finished_before: Moment | None = None
+    sort: Sort = "-created_at"
     limit: Limit = 50
     cursor: Cursor = ""
 
@@ -174,11 +188,11 @@ class AuditQuery(Struct, frozen=True, rename={"start": "from", "stop": "to"}):
 
 
 class JobList(Struct, frozen=True):
-    """A page of jobs, newest first. ``total`` counts all that the filters match."""
+    """A page of jobs. ``total`` counts all that match, where state, queue, pool and type are all that is asked for."""
 
     items: list[JobView]
     next_cursor: str | None
-    total: int
+    total: int | None
 
 
 class History(Struct, frozen=True):
@@ -192,7 +206,8 @@ class History(Struct, frozen=True):
 
 
 class BulkItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of one item. ``code`` ``duplicate`` on an accepted one: the same job was there already.
+    """What became of one item. ``code`` on an accepted one: ``duplicate``, the same job was there already;
+    ``existing``, another holds its unique key, and ``id`` is that one's.
 
     ``unknown``: the log did not acknowledge it, or the read model did not say in time what became of its id; sending it
     again with its ``id`` settles it.

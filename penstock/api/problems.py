@@ -25,6 +25,7 @@ from penstock.schemas.errors import (
     MethodNotAllowed,
     NotFound,
     PenstockError,
+    PositionGone,
     TooLarge,
     UnsupportedMediaType,
 )
@@ -118,6 +119,7 @@ _BY_STATUS: Mapping[int, type[PenstockError]] = {
     400: BadRequest,
     404: NotFound,
     405: MethodNotAllowed,
+    410: PositionGone,
     413: TooLarge,
     415: UnsupportedMediaType,
     422: InvalidField,

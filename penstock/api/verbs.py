@@ -6,14 +6,21 @@ with the same ``Idempotency-Key``: it is done once, and answered alike.
 
 from __future__ import annotations
 
-import re
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.appending import append_line
 from penstock.api.deps import deps_of
-from penstock.api.http import POSITION_HEADER, Answer, Operation, answer, header, query, read_json
+from penstock.api.http import (
+    KEY_HEADER,
+    POSITION_HEADER,
+    Answer,
+    Operation,
+    answer,
+    idempotency_key,
+    query,
+    read_json,
+)
 from penstock.api.intake import ACTOR, TENANT, trace_of
 from penstock.api.jobs import READ_HEADERS, wait_for
 from penstock.api.lookup import find_job, unknown_job
@@ -24,7 +31,6 @@ from penstock.projections.port import JobView, VerdictView
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import (
     Conflict,
-    InvalidField,
     PenstockError,
     ReadBehind,
 )
@@ -32,16 +38,20 @@ from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 
 MOST_BYTES = 8_192
-KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 
 
 async def propose(request: Request, verb: Verb) -> Response:
     """Put a verb on the log and answer with the job, once the fold has decided."""
+    job, position = await decided(request, verb)
+    return answer(job, 200, {POSITION_HEADER: str(position)})
+
+
+async def decided(request: Request, verb: Verb) -> tuple[JobView, Position]:
+    """The job after the verb that a request asks of it, and where that stands. Raises Conflict where it was refused."""
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
     own = verb.own(await read_json(request, verb.request, MOST_BYTES, empty=b"{}"))
-    key = _key_of(request)
+    key = idempotency_key(request) or new_id()
     job = await find_job(deps, str(request.path_params["id"]))
     now_ms = deps.now_ms()
     event = verb.event(
@@ -66,14 +76,7 @@ async def propose(request: Request, verb: Verb) -> Response:
         # With it a repeat is known for what it is.
         error.details["idempotency_key"] = key
         raise
-    return answer(_changed(job.id, verdict), 200, {POSITION_HEADER: str(position)})
-
-
-def _key_of(request: Request) -> str:
-    key = header(request, KEY_HEADER.lower().encode())
-    if key and not _KEY.match(key):
-        raise InvalidField(f"{KEY_HEADER}: 1 to 200 visible ASCII characters", field=KEY_HEADER)
-    return key or new_id()
+    return _changed(job.id, verdict), position
 
 
 def _changed(job_id: str, verdict: VerdictView) -> JobView:

@@ -175,6 +175,7 @@ async def start_api(
     from penstock.api.deps import ApiDeps, ApiOptions
     from penstock.api.gateway import Gateway
     from penstock.api.metrics import ApiMetrics
+    from penstock.api.operating import OperationWorker
     from penstock.api.registry import WorkerRegistry
     from penstock.api.service import ApiService
     from penstock.log.archive_log import ArchivedLog
@@ -196,14 +197,16 @@ async def start_api(
             max_payload_bytes=settings.max_payload_bytes, cors_origins=tuple(settings.cors_origins)
         ),
         generation=namespace.generation,
+        made_with=namespace.rules,
         archive=log.archive if isinstance(log, ArchivedLog) else None,
     )
+    operations = await stack.enter_async_context(OperationWorker(deps, process_name(settings)))
     service = ApiService(create_app(deps), host=settings.host, port=settings.port)
     await stack.enter_async_context(service)
     # Before the server stops: it waits for open requests, and a parked fetch or read would hold it up.
     stack.callback(deps.stop)
     assert registry.failure is not None
-    return service, [Part(registry.failure), Part(gateway.failure), service]
+    return service, [Part(registry.failure), Part(gateway.failure), operations, service]
 
 
 async def start_archiving(

@@ -60,6 +60,19 @@ def enqueue(
             "--id", help="Id of the job: sent twice it is one job, another job under it is refused."
         ),
     ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Stands for an id: the same key again is no second job.")
+    ] = None,
+    unique_key: Annotated[
+        str | None, typer.Option(help="At most one job holds this key at a time, until it has ended.")
+    ] = None,
+    unique_scope: Annotated[
+        str | None, typer.Option(help="until_started, until_finished or period: how long it holds the key.")
+    ] = None,
+    unique_period_ms: Annotated[int | None, typer.Option(help="Hold the key for so long.")] = None,
+    on_conflict: Annotated[
+        str | None, typer.Option(help="Where another holds the key: reject, return_existing or replace.")
+    ] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given more than once.")] = None,
@@ -81,6 +94,8 @@ def enqueue(
     options = {
         "id": job_id, "queue": queue, "pool": pool, "priority": priority, "delay_ms": delay_ms, "run_at": run_at,
         "expires_at": expires_at, "max_attempts": max_attempts, "timeout_ms": timeout_ms, "tags": tag,
+        "idempotency_key": idempotency_key,
+        "unique": _unique(unique_key, scope=unique_scope, period_ms=unique_period_ms, on_conflict=on_conflict),
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if bulk:
@@ -98,6 +113,15 @@ def enqueue(
         raise JobDidNotSucceed(f"job {job['id']} is {job['state']}")
 
 
+def _unique(key: str | None, **options: Any) -> dict[str, Any] | None:
+    given = {name: value for name, value in options.items() if value is not None}
+    if key is None:
+        if given:
+            raise typer.BadParameter("is missing: the other options are about it", param_hint="--unique-key")
+        return None
+    return {"key": key, **given}
+
+
 def payload_of(text: str | None) -> Any:
     """A payload as it was typed, or from stdin. Raises MalformedJson."""
     if text is None:
@@ -111,8 +135,11 @@ def payload_of(text: str | None) -> Any:
 
 def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> None:
     defaults = options if job_type is None else {"type": job_type, **options}
-    if "id" in options:
-        raise InvalidField("--id names one job: it does not go with --bulk", field="id")
+    for name in ("id", "idempotency_key"):
+        if name in options:
+            raise InvalidField(
+                f"--{name.replace('_', '-')} names one job: it does not go with --bulk", field=name
+            )
     with cli.client() as client:
         result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults))
     others = [item for item in result.items if item.get("status") != "accepted"]
@@ -159,12 +186,18 @@ def list_jobs(
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
         page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type)
+    print_jobs(cli, page)
+
+
+def print_jobs(cli: Cli, page: Json) -> None:
+    """A page of a list or a search."""
     if cli.printer.json:
         cli.printer.value(page)
         return
     cli.printer.table(_LIST_COLUMNS, (_row(job) for job in page["items"]), "no jobs")
     more = f"; more with --cursor {page['next_cursor']}" if page["next_cursor"] else ""
-    cli.printer.text(f"{len(page['items'])} of {page['total']}{more}")
+    of_all = "" if page["total"] is None else f" of {page['total']}"
+    cli.printer.text(f"{len(page['items'])}{of_all}{more}")
 
 
 def _row(job: Json) -> list[Any]:

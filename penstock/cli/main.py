@@ -19,12 +19,15 @@ import typer
 from penstock.cli import (
     archive_commands,
     audit_commands,
+    event_commands,
     job_commands,
     leaving,
     log_commands,
+    operation_commands,
     quarantine_commands,
     role_commands,
     rules_commands,
+    search_commands,
     snapshot_commands,
     verb_commands,
     verify_command,
@@ -40,10 +43,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 verb_commands.register(job_commands.jobs_app)
-for module in (role_commands, job_commands, log_commands, verify_command):
+search_commands.register(job_commands.jobs_app)
+for module in (role_commands, job_commands, event_commands, log_commands, verify_command):
     module.register(app)
 app.add_typer(archive_commands.app, name="archive")
 app.add_typer(audit_commands.app, name="audit")
+app.add_typer(operation_commands.app, name="operations")
 app.add_typer(quarantine_commands.app, name="quarantine")
 app.add_typer(rules_commands.app, name="rules")
 app.add_typer(snapshot_commands.app, name="snapshot")

@@ -2,7 +2,7 @@
 
 An operation is a generator: it yields a :class:`Call` (send it) or a :class:`Pause` (wait), is sent back an
 :class:`Answer`, and returns its result. It does no I/O and reads no clock, so the blocking and the asynchronous client
-in :mod:`penstock.client.http` drive the very same operations, retries included.
+in :mod:`penstock.client.http` and :mod:`penstock.client.http_async` drive the very same operations, retries included.
 
 A call is repeated after a connection error or a 503, as long as the pauses sum up to less than ``patience_ms``. Every
 write carries ids that were made before it was first sent, so a repeat is a duplicate and never a second job.
@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from penstock.client.idgen import new_id
-from penstock.client.requests import fields_of, request_fields
+from penstock.client.idgen import new_id, new_id_of_key
+from penstock.client.requests import fields_of, plain, request_fields
 from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
@@ -135,8 +135,7 @@ class Calls:
 
     def enqueue(self, job_type: str, payload: Any, options: Mapping[str, Any]) -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.enqueue`."""
-        fields = request_fields(job_type, payload, options)
-        fields.setdefault("id", new_id())
+        fields = with_id(request_fields(job_type, payload, options))
         return (yield from self.ask(Call("POST", f"{API}/jobs", body=_encode(fields))))
 
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> Generator[Any, Any, BulkResult]:
@@ -168,7 +167,7 @@ class Calls:
         fields = request_fields(job_type or "", payload, changes)
         if not job_type:
             del fields["type"]
-        fields.setdefault("id", new_id())
+        with_id(fields)
         return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/clone", body=_encode(fields))))
 
     # Reading
@@ -192,6 +191,14 @@ class Calls:
     ) -> Generator[Any, Any, Json]:
         """One page of jobs, newest first."""
         return (yield from self._read(f"{API}/jobs", cursor=cursor, limit=str(limit), **filters))
+
+    def search_page(
+        self, filter: Mapping[str, Any], sort: str = "", cursor: str = "", limit: int = PAGE_JOBS
+    ) -> Generator[Any, Any, Json]:
+        """One page of a search."""
+        asked = {"filter": as_json(filter), "limit": limit}
+        given = {name: value for name, value in (("sort", sort), ("cursor", cursor)) if value}
+        return (yield from self._asked(f"{API}/jobs/search", {**asked, **given}))
 
     def history(self, job_id: str) -> Generator[Any, Any, list[Json]]:
         """See :meth:`penstock.client.http.Client.history`."""
@@ -220,12 +227,60 @@ class Calls:
             if left_ms <= 0:
                 raise TimeoutError(f"job {job_id} is {job['state']} after {timeout_ms / 1000:g} s")
 
+    # Many jobs
+
+    def operate(
+        self, action: str, ids: Iterable[str] | None, filter: Mapping[str, Any] | None, args: Mapping[str, Any],
+        *, dry_run: bool,
+    ) -> Generator[Any, Any, Json]:  # fmt: skip
+        """See :meth:`penstock.client.http.Client.operate`."""
+        asked: Json = {"action": action, "args": as_json(args), "dry_run": dry_run}
+        if ids is not None:
+            asked["ids"] = list(ids)
+        if filter is not None:
+            asked["filter"] = as_json(filter)
+        key = (KEY_HEADER, new_id())
+        return (yield from self.ask(Call("POST", f"{API}/operations", body=_encode(asked), headers=(key,))))
+
+    def cancel_operation(self, operation_id: str) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.cancel_operation`."""
+        path = f"{API}/operations/{quote(operation_id, safe='')}"
+        return (yield from self.ask(Call("DELETE", path, headers=((KEY_HEADER, new_id()),))))
+
+    def operation(self, operation_id: str, timeout_ms: int) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.operation`."""
+        path, paused_ms, pause_ms = f"{API}/operations/{quote(operation_id, safe='')}", 0, FIRST_PAUSE_MS
+        while True:
+            found = yield from self._read(path)
+            if found["state"] in TERMINAL or not timeout_ms:
+                return found
+            if paused_ms >= timeout_ms:
+                raise TimeoutError(
+                    f"operation {operation_id} is {found['state']} after {timeout_ms / 1000:g} s"
+                )
+            yield Pause(pause_ms)
+            paused_ms += pause_ms
+            pause_ms = min(2 * pause_ms, 1_000)
+
+    def operation_items(self, operation_id: str, cursor: str = "") -> Generator[Any, Any, Json]:
+        """One page of what became of an operation's jobs."""
+        path = f"{API}/operations/{quote(operation_id, safe='')}/items"
+        return (yield from self._read(path, cursor=cursor, limit=str(PAGE_JOBS)))
+
     # One call
 
+    def _asked(self, path: str, body: Json) -> Generator[Any, Any, Any]:
+        """A read that says what it wants in its body."""
+        call = Call("POST", path, body=_encode(body), headers=self.seen())
+        return (yield from self.ask(call))
+
+    def seen(self) -> tuple[tuple[str, str], ...]:
+        """The header by which a read sees all that this client wrote."""
+        return ((POSITION_HEADER, token(self._written.values())),) if self._written else ()
+
     def _read(self, path: str, **params: str) -> Generator[Any, Any, Any]:
-        headers = ((POSITION_HEADER, token(self._written.values())),) if self._written else ()
         given = tuple((name, value) for name, value in params.items() if value)
-        return (yield from self.ask(Call("GET", path, given, headers=headers)))
+        return (yield from self.ask(Call("GET", path, given, headers=self.seen())))
 
     def ask(self, call: Call) -> Generator[Any, Any, Any]:
         """The answer's JSON. Raises the error that the server answered with."""
@@ -285,14 +340,27 @@ def _retry_after_ms(answer: Answer) -> int:
     return min(int(text), 3_600) * 1_000 if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
+def as_json(fields: Mapping[str, Any]) -> Json:
+    """Plain JSON values of what was given; None counts as not given."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return cast("Json", msgspec.to_builtins(given, enc_hook=plain))
+
+
+def with_id(fields: Json) -> Json:
+    """The fields of a request with an id that a repeat will have too, unless they name one in another way."""
+    if "id" not in fields and "idempotency_key" not in fields:
+        unique = fields.get("unique")
+        key = cast("Json", unique).get("key") if isinstance(unique, dict) else None
+        fields["id"] = new_id_of_key(key) if isinstance(key, str) else new_id()
+    return fields
+
+
 def bulk_bodies(requests: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     """NDJSON bodies of bounded size, each request with an id of its own."""
     lines: list[bytes] = []
     size_bytes = 0
     for request in requests:
-        fields = fields_of(request)
-        fields.setdefault("id", new_id())
-        line = _encode(fields)
+        line = _encode(with_id(fields_of(request)))
         if lines and (len(lines) >= BULK_LINES or size_bytes + len(line) >= BULK_BYTES):
             yield b"\n".join(lines)
             lines, size_bytes = [], 0

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from penstock.client.requests import JobRequest
+from penstock.client.requests import VERB_AGE_MS, JobRequest
 from penstock.schemas.errors import InvalidField, TooLarge
 from penstock.schemas.events import Enqueued
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES, MAX_TIME_MS
@@ -88,6 +88,8 @@ def enqueued_fields(
         fields["metadata"] = _body("metadata", request.metadata, MAX_METADATA_BYTES)
     _add_timing(fields, request)
     fields["request_hash"] = hashed
+    if request.unique is not None:
+        fields["unique"] = request.unique.event(at_ms + VERB_AGE_MS)
     return fields
 
 

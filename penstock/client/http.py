@@ -1,4 +1,4 @@
-"""Clients of the API: :class:`Client` blocks, :class:`AsyncClient` awaits.
+"""The blocking client of the API. :class:`penstock.client.http_async.AsyncClient` awaits.
 
 Both drive the same operations, those of :mod:`penstock.client.calls`.
 
@@ -8,56 +8,30 @@ answers with, and ServerUnreachable when it does not answer.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import (
-    DEFAULT_SERVER,
-    Answer,
-    BulkResult,
-    Call,
-    Calls,
-    Json,
-    Pause,
-    error_of,
-)
+from penstock.client.calls import DEFAULT_SERVER, Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.event_stream import EVENTS, events_params, read_events
 from penstock.client.requests import CloneOptions, JobOptions
-from penstock.schemas.errors import ServerUnreachable, SettingsInvalid
+from penstock.client.sending import (
+    RECONNECT_S,
+    REQUEST_TIMEOUT_S,
+    STREAM_TIMEOUT,
+    answer,
+    checked,
+    reason,
+    request,
+)
+from penstock.schemas.errors import ServerUnreachable
 from penstock.schemas.events import Priority
 
-REQUEST_TIMEOUT_S = 60.0
-
 _Result = TypeVar("_Result")
-
-
-def _checked(server: str) -> str:
-    server = server.rstrip("/")
-    try:
-        url = httpx.URL(server)
-    except httpx.InvalidURL as error:
-        raise SettingsInvalid(f"{server!r} is not a server's URL: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise SettingsInvalid(f"{server!r} is not a server's URL (http://host:port)")
-    return server
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _answer(response: httpx.Response) -> Answer:
-    return Answer(
-        response.status_code,
-        {name.lower(): value for name, value in response.headers.items()},
-        response.content,
-    )
 
 
 class Client:
@@ -76,7 +50,7 @@ class Client:
         patience_ms: int = 10_000,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.server = _checked(server)
+        self.server = checked(server)
         self._calls = Calls(self.server, patience_ms)
         self._http = httpx.Client(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
 
@@ -96,6 +70,8 @@ class Client:
 
         Raises:
             IdInUse: another job with this id and a different body exists.
+            UniqueConflict: another job holds its unique key; ``details["existing_id"]`` is that job's id.
+            IdempotencyKeyReused: its idempotency key was used for a different body.
             InvalidField: an option or value is not allowed.
         """
         return self._run(self._calls.enqueue(job_type, payload, options))
@@ -176,6 +152,91 @@ class Client:
             if not cursor:
                 return
 
+    def search(
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", **more: Any
+    ) -> Iterator[Json]:
+        """Jobs that match, read page by page, newest first unless ``sort`` says otherwise.
+
+        Args:
+            filter: fields as ``POST /jobs/search`` takes them; they may be given as keyword arguments as well.
+            sort: a time such as ``created_at`` or ``finished_at``; with ``-`` in front the latest first.
+        """
+        cursor = ""
+        while True:
+            page = self._run(self._calls.search_page({**(filter or {}), **more}, sort, cursor))
+            yield from page["items"]
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    def search_page(
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200
+    ) -> Json:
+        """One page of a search: ``items``, ``next_cursor`` (null on the last), and ``total`` where it is known."""
+        return self._run(self._calls.search_page(filter or {}, sort, cursor, limit))
+
+    def operate(
+        self, action: str, *, ids: Iterable[str] | None = None, filter: Mapping[str, Any] | None = None,
+        args: Mapping[str, Any] | None = None, dry_run: bool = False,
+    ) -> Json:  # fmt: skip
+        """Begin to change many jobs; returns the operation, which goes on by itself.
+
+        Args:
+            action: retry, cancel, delete, move, hold, unhold, priority or requeue.
+            ids: of the jobs; or else
+            filter: as for :meth:`search`.
+            args: what the single verb takes: ``{"priority": "high"}``, ``{"queue": "slow"}``.
+            dry_run: only count what would be changed.
+        """
+        return self._run(self._calls.operate(action, ids, filter, args or {}, dry_run=dry_run))
+
+    def operation(self, operation_id: str, timeout_ms: int = 0) -> Json:
+        """An operation and how far it is.
+
+        Args:
+            timeout_ms: how long to wait for its end; then TimeoutError.
+        """
+        return self._run(self._calls.operation(operation_id, timeout_ms))
+
+    def operation_items(self, operation_id: str) -> Iterator[Json]:
+        """What became of each of its jobs, by job id."""
+        cursor = ""
+        while True:
+            page = self._run(self._calls.operation_items(operation_id, cursor))
+            yield from page["items"]
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    def cancel_operation(self, operation_id: str) -> Json:
+        """The operation, told to stop; what it has changed stays."""
+        return self._run(self._calls.cancel_operation(operation_id))
+
+    def events(self, *, after: str = "", reconnect: bool = True, **filters: str) -> Iterator[Json]:
+        """What happens to jobs, for as long as it is read: each event with its ``token``, which resumes behind it.
+
+        Args:
+            after: the token of an event, or a write's position token; from now on if empty.
+            reconnect: whether to go on, without a gap, after the connection was cut.
+            filters: as ``GET /events`` takes them: ``types``, ``job``, ``state``, ``queue``, ``type``, ...
+
+        Raises:
+            PositionGone: the log no longer has what follows ``after``.
+        """
+        while True:
+            call = Call("GET", EVENTS, events_params(after, filters))
+            try:
+                for event in read_events(self.stream_lines(call, STREAM_TIMEOUT)):
+                    after = event["token"]
+                    if "type" in event:
+                        yield event
+            except ServerUnreachable:
+                if not reconnect:
+                    raise
+            if not reconnect:
+                return
+            time.sleep(RECONNECT_S)
+
     def jobs_page(
         self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
     ) -> Json:
@@ -204,13 +265,13 @@ class Client:
         """What the server answers to any call, with the client's retries; its errors are raised."""
         return self._run(self._calls.ask(call))
 
-    def stream_lines(self, call: Call) -> Generator[bytes, None, None]:
+    def stream_lines(self, call: Call, timeout: httpx.Timeout | None = None) -> Generator[bytes, None, None]:
         """Lines of a long answer as they come, without their newlines."""
         try:
-            with self._http.stream(call.method, call.path, params=call.params, timeout=None) as response:
+            with self._http.stream(call.method, call.path, params=call.params, timeout=timeout) as response:
                 if response.status_code >= 400:
                     response.read()
-                    raise error_of(_answer(response))
+                    raise error_of(answer(response))
                 rest = b""
                 for chunk in response.iter_bytes():
                     *lines, rest = (rest + chunk).split(b"\n")
@@ -219,7 +280,7 @@ class Client:
                     yield rest
         except httpx.HTTPError as error:
             raise ServerUnreachable(
-                f"{self.server} does not answer: {_reason(error)}", server=self.server
+                f"{self.server} does not answer: {reason(error)}", server=self.server
             ) from error
 
     def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
@@ -237,166 +298,6 @@ class Client:
 
     def _send(self, call: Call) -> Answer:
         try:
-            return _answer(self._http.send(_request(self._http, call)))
+            return answer(self._http.send(request(self._http, call)))
         except httpx.HTTPError as error:
-            return Answer(0, {}, b"", _reason(error))
-
-
-class AsyncClient:
-    """An asynchronous client: arguments and methods as :class:`Client`'s.
-
-    Use as an async context manager, in one event loop.
-    """
-
-    def __init__(
-        self,
-        server: str = DEFAULT_SERVER,
-        *,
-        patience_ms: int = 10_000,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.server = _checked(server)
-        self._calls = Calls(self.server, patience_ms)
-        self._http = httpx.AsyncClient(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        await self._http.aclose()
-
-    async def enqueue(self, job_type: str, payload: Any = None, /, **options: Unpack[JobOptions]) -> Json:
-        """As :meth:`Client.enqueue`."""
-        return await self._run(self._calls.enqueue(job_type, payload, options))
-
-    async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
-        """As :meth:`Client.enqueue_many`."""
-        return await self._run(self._calls.enqueue_many(requests))
-
-    async def cancel(self, job_id: str, reason: str = "") -> Json:
-        """As :meth:`Client.cancel`."""
-        return await self._run(self._calls.change(job_id, "cancel", {"reason": reason or None}))
-
-    async def retry(self, job_id: str, attempts: int | None = None) -> Json:
-        """As :meth:`Client.retry`."""
-        return await self._run(self._calls.change(job_id, "retry", {"attempts": attempts}))
-
-    async def reschedule(
-        self, job_id: str, *, run_at: datetime | str | None = None, delay_ms: int | None = None
-    ) -> Json:
-        """As :meth:`Client.reschedule`."""
-        fields = {"run_at": run_at, "delay_ms": delay_ms}
-        return await self._run(self._calls.change(job_id, "reschedule", fields))
-
-    async def prioritise(self, job_id: str, priority: Priority) -> Json:
-        """As :meth:`Client.prioritise`."""
-        return await self._run(self._calls.change(job_id, "priority", {"priority": priority}))
-
-    async def move(self, job_id: str, *, queue: str | None = None, pool: str | None = None) -> Json:
-        """As :meth:`Client.move`."""
-        return await self._run(self._calls.change(job_id, "move", {"queue": queue, "pool": pool}))
-
-    async def hold(self, job_id: str, reason: str = "") -> Json:
-        """As :meth:`Client.hold`."""
-        return await self._run(self._calls.change(job_id, "hold", {"reason": reason or None}))
-
-    async def unhold(self, job_id: str) -> Json:
-        """As :meth:`Client.unhold`."""
-        return await self._run(self._calls.change(job_id, "unhold", {}))
-
-    async def delete(self, job_id: str) -> Json:
-        """As :meth:`Client.delete`."""
-        return await self._run(self._calls.change(job_id, "delete", {}))
-
-    async def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
-        """As :meth:`Client.clone`."""
-        return await self._run(self._calls.clone(job_id, changes))
-
-    async def get(self, job_id: str) -> Json:
-        """As :meth:`Client.get`."""
-        return await self._run(self._calls.get(job_id))
-
-    async def history(self, job_id: str) -> list[Json]:
-        """As :meth:`Client.history`."""
-        return await self._run(self._calls.history(job_id))
-
-    async def result(self, job_id: str, timeout_ms: int = 0) -> Any:
-        """As :meth:`Client.result`."""
-        return await self._run(self._calls.result(job_id, timeout_ms))
-
-    async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
-        """As :meth:`Client.jobs`."""
-        cursor = ""
-        while True:
-            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
-            for job in page["items"]:
-                yield job
-            cursor = page["next_cursor"] or ""
-            if not cursor:
-                return
-
-    async def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
-    ) -> Json:
-        """As :meth:`Client.jobs_page`."""
-        return await self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
-
-    async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
-        """As :meth:`Client.wait`."""
-        return await self._run(self._calls.wait(job_id, timeout_ms))
-
-    async def counts(self) -> Any:
-        """As :meth:`Client.counts`."""
-        return await self._run(self._calls.resource("counts"))
-
-    async def queues(self) -> Any:
-        return await self._run(self._calls.resource("queues"))
-
-    async def workers(self) -> Any:
-        return await self._run(self._calls.resource("workers"))
-
-    async def resource(self, name: str, **params: str) -> Any:
-        """As :meth:`Client.resource`."""
-        return await self._run(self._calls.resource(name, **params))
-
-    async def sent(self, call: Call) -> Any:
-        """As :meth:`Client.sent`."""
-        return await self._run(self._calls.ask(call))
-
-    async def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
-        answer: Answer | None = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration as end:
-                return end.value
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.pause_ms / 1_000)
-                answer = None
-            else:
-                answer = await self._send(step)
-
-    async def _send(self, call: Call) -> Answer:
-        try:
-            return _answer(await self._http.send(_request(self._http, call)))
-        except httpx.HTTPError as error:
-            return Answer(0, {}, b"", _reason(error))
-
-
-def _request(http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
-    headers = dict(call.headers)
-    if call.body is not None:
-        headers["content-type"] = call.content_type
-    return http.build_request(
-        call.method, call.path, params=call.params or None, content=call.body, headers=headers
-    )
-
-
-def default_client(**options: Any) -> AsyncClient:
-    """An :class:`AsyncClient` of the server that ``PENSTOCK_SERVER`` names."""
-    return AsyncClient(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER, **options)
+            return Answer(0, {}, b"", reason(error))

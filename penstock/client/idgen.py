@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from penstock.schemas.ids import beginning_hash, ending_in, partitions_of_endings
+from penstock.schemas.ids import beginning_hash, ending_in, home_of_key, partitions_of_endings
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
@@ -142,3 +142,8 @@ def new_ids(count: int, partitions: int) -> list[tuple[str, int]]:
 def new_id() -> str:
     """A new ULID of this process: job ids, incarnations, event ids."""
     return _source.next()
+
+
+def new_id_of_key(unique_key: str) -> str:
+    """An id whose job lives where the jobs of a unique key do."""
+    return f"{new_id()}~{home_of_key(unique_key)}"

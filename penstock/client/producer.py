@@ -1,7 +1,7 @@
 """Jobs straight onto the log, without an API between: for producers that reach Kafka themselves.
 
-What the API would answer after the fold (that an id is in use by another job) a producer doesn't learn: such a line is
-refused by the fold and stands in the first job's history.
+What the API would answer after the fold (that an id is in use by another job, or a unique key is held by one) a
+producer doesn't learn: such a line is refused by the fold and stands in the other job's history.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, Unpack
 
 from penstock.client.enqueued import enqueued_event
-from penstock.client.idgen import new_id
+from penstock.client.identity import own_id
 from penstock.client.requests import JobOptions, fields_of, request_fields, request_from
 from penstock.log.bundler import Bundler
 from penstock.log.port import Log
@@ -102,7 +102,7 @@ class LogProducer:
 
     def _prepare(self, fields: dict[str, Any]) -> _Prepared:
         request, hashed = request_from(fields)
-        job_id = request.id or new_id()
+        job_id = own_id(request, self._tenant)
         event = enqueued_event(
             request,
             job_id=job_id,

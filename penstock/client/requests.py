@@ -21,12 +21,25 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from penstock.core.job_state import State
 from penstock.schemas.codec import check_utf8, depth_of
 from penstock.schemas.errors import InvalidField, MalformedJson, Undecodable
-from penstock.schemas.events import PRIORITIES, Backoff, DurationMs, Priority, Short
-from penstock.schemas.limits import MAX_DEPTH, MAX_TAGS
+from penstock.schemas.events import (
+    PRIORITIES,
+    Backoff,
+    DurationMs,
+    OnConflict,
+    Priority,
+    Short,
+    Unique,
+    UniqueScope,
+)
+from penstock.schemas.ids import exactly
+from penstock.schemas.limits import MAX_DEPTH, MAX_DURATION_MS, MAX_TAGS
 from penstock.schemas.names import CheckedJobId, CheckedName
 
-NOT_HASHED = frozenset({"id", "trace", "at"})
+NOT_HASHED = frozenset({"id", "idempotency_key", "trace", "at"})
 """Fields that two sendings of one request may differ in."""
+
+VERB_AGE_MS = 300_000
+"""How long after it was sent a verb, or a job with a unique key, may still have an effect."""
 
 _NAMED_FIELD = re.compile(r"field `([^`]*)`")
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -38,13 +51,28 @@ Moment = Annotated[datetime, Meta(tz=True)]
 Attempts = Annotated[int, Meta(ge=1, le=1_000)]
 
 
+class UniqueOptions(TypedDict, total=False):
+    """At most one job holds ``key`` at a time: until it has ended, where ``scope`` says nothing else.
+
+    ``on_conflict``: whether a job that finds its key held is refused (``reject``), is answered with the one that has it
+    (``return_existing``), or takes its place if it waits (``replace``).
+    """
+
+    key: str
+    scope: UniqueScope
+    period_ms: int
+    on_conflict: OnConflict
+
+
 class JobOptions(TypedDict, total=False):
     """Everything a producer may say about a job besides its type and payload.
 
     ``run_at`` and ``expires_at`` are aware datetimes or RFC 3339 text; ``_ms`` fields are milliseconds.
+    ``idempotency_key`` stands for an id: the same key again is no second job.
     """
 
     id: str
+    idempotency_key: str
     queue: str
     pool: str
     priority: Priority
@@ -56,6 +84,7 @@ class JobOptions(TypedDict, total=False):
     expires_at: datetime | str
     max_attempts: int
     backoff: Backoff | Mapping[str, Any]
+    unique: UniqueOptions
     trace: str
 
 
@@ -84,6 +113,31 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
         return Backoff(self.kind, self.base_ms, self.factor, max_ms, self.jitter)
 
 
+class UniqueRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job's unique key as a producer writes it. With ``period_ms`` it is held for that long, else until the job has
+    ended, unless ``scope`` says otherwise."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=256)]
+    scope: UniqueScope | None = None
+    period_ms: Annotated[int, Meta(ge=1, le=MAX_DURATION_MS)] | None = None
+    on_conflict: OnConflict | None = None
+
+    def __post_init__(self) -> None:
+        if self.scope not in (None, "period") and self.period_ms is not None:
+            raise ValueError("field `period_ms` goes with the scope period only")
+        if self.scope == "period" and self.period_ms is None:
+            raise ValueError("field `period_ms` is missing: how long the key is held")
+
+    def event(self, not_after_ms: int) -> Unique:
+        """With all that it says, as it stands on the log."""
+        if self.period_ms is not None:
+            return Unique(self.key, "period", self.period_ms, self.on_conflict or "reject", not_after_ms)
+        return Unique(self.key, self.scope or "until_finished", 0, self.on_conflict or "reject", not_after_ms)
+
+
+IdempotencyKey = Annotated[str, Meta(pattern=exactly(r"^[\x21-\x7e]{1,200}$"))]
+
+
 class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of ``POST /api/v1/jobs``, one line of a bulk call, and what a producer on the log takes.
 
@@ -104,13 +158,16 @@ class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expires_at: Moment | None = None
     max_attempts: Attempts | None = None
     backoff: BackoffRequest | None = None
+    unique: UniqueRequest | None = None
+    idempotency_key: IdempotencyKey | None = None
     trace: Short | None = None
 
 
 def request_hash(fields: Mapping[str, Any]) -> str:
     """SHA-256 (first 32 hex digits) of a request as sent, before defaults: canonical JSON, keys sorted.
 
-    ``id``, ``trace`` and ``at`` do not count: an id that the server made is sent back by a client that retries.
+    ``id``, ``idempotency_key``, ``trace`` and ``at`` do not count: an id that the server made is sent back by a client
+    that retries.
     """
     if not NOT_HASHED.isdisjoint(fields):
         fields = {name: value for name, value in fields.items() if name not in NOT_HASHED}
@@ -216,6 +273,8 @@ _ALLOWED = {
     "priority": PRIORITIES,
     "state": get_args(State),
     "backoff.kind": ("none", "fixed", "linear", "exponential"),
+    "unique.scope": get_args(UniqueScope),
+    "unique.on_conflict": get_args(OnConflict),
 }
 """Values of the fields that have few."""
 

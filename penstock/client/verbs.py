@@ -13,15 +13,14 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from penstock.client.enqueued import time_ms
-from penstock.client.requests import Moment
+from penstock.client.requests import VERB_AGE_MS, Moment
 from penstock.schemas import events as ev
 from penstock.schemas.changes import Changes
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Count, DurationMs, Priority, Short
 from penstock.schemas.names import CheckedName
 
-VERB_AGE_MS = 300_000
-"""How long after it was sent a verb may still have an effect."""
+__all__ = ["VERBS", "VERB_AGE_MS", "Verb"]
 
 
 class ReasonRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -54,6 +54,9 @@ def request_hash(event: ev.Enqueued) -> str:
         event.tags, bytes(event.metadata), event.run_at, event.delay_ms, event.timeout_ms, event.expires_at,
         event.max_attempts, event.backoff, sorted(event.sealed.items()) if event.sealed else (),
     )  # fmt: skip
+    if event.unique is not None:
+        unique = event.unique
+        asked = (*asked, unique.key, unique.scope, unique.period_ms, unique.on_conflict)
     return sha256(_encode(asked)).hexdigest()[:32]
 
 
@@ -65,7 +68,7 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
     due_at_ms = max(event.run_at, now_ms + event.delay_ms if event.delay_ms else 0)
     waits = due_at_ms > now_ms
     event_id = event.id or event.job
-    return Job(
+    job = Job(
         id=event.job, tenant=event.tenant, job_type=event.job_type, queue=event.queue, pool=event.pool,
         priority=event.priority, enqueued_id=event_id, request_hash=hashed,
         payload_hash=body_hash(event.payload), metadata_hash=body_hash(event.metadata), tags=event.tags,
@@ -75,6 +78,11 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
         time_ms=now_ms, due_at_ms=due_at_ms if waits else 0, created_at_ms=now_ms,
         scheduled_at_ms=max(due_at_ms, now_ms),
     )  # fmt: skip
+    unique = event.unique
+    if unique is not None:
+        job.unique_key, job.unique_scope = unique.key, unique.scope
+        job.unique_until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
+    return job
 
 
 def due(job: Job, event: ev.Due, place: Place) -> Job:

@@ -48,7 +48,12 @@ def _to(*states: State | None) -> frozenset[State | None]:
 
 
 TRANSITIONS: Table = {
-    "Enqueued": {None: _to("scheduled", "ready")},
+    "Enqueued": {
+        None: _to("scheduled", "ready"),
+        # Of another job, which takes the place of this one: see penstock.core.unique.
+        "scheduled": _to("cancelled"), "held": _to("cancelled"), "ready": _to("cancelled"),
+        "retrying": _to("cancelled"),
+    },
     "Due": {"scheduled": _to("ready"), "retrying": _to("ready")},
     "Leased": {"ready": _to("active")},
     "Progressed": {"active": _to("active")},

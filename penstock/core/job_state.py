@@ -102,6 +102,10 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
     refunds: int = 0
     """Attempts given back in a row because their holder vanished before it started; bounds a job that kills its
     workers."""
+    unique_key: str = ""
+    unique_scope: ev.UniqueScope = "until_finished"
+    unique_until_ms: int = 0
+    """Log time until which it holds its key, where that is a period."""
 
     @property
     def key(self) -> str:

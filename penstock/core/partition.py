@@ -30,6 +30,7 @@ from penstock.core import copying
 from penstock.core.job import Applied, Job, Place
 from penstock.core.rows import Changes, PartitionState, Quarantined, position_row_key
 from penstock.core.rules import RULES, RuleSet, RulesTable, newest
+from penstock.core.unique import Other, UniqueKeys
 from penstock.core.working import Held, ReadMany, WorkingRows
 from penstock.schemas import events as ev
 from penstock.schemas.codec import split
@@ -77,6 +78,9 @@ class Folded(msgspec.Struct, gc=False):
     """The same object as ``before`` when the line changed nothing."""
     key: str = ""
     """Of its job; empty for a line that is about no job."""
+    also: Folded | None = None
+    """The same line as another job has it: the one whose unique key it asks for. That job was cancelled, for this one
+    took its place, or keeps the key, and the line was refused."""
 
 
 class PartitionFold:
@@ -106,6 +110,7 @@ class PartitionFold:
         self.partition = partition
         self.partitions = partitions
         self._rows = WorkingRows(read, digest, read_many)
+        self._keys = UniqueKeys(self._rows)
         self._table = rules
         self._rules = self._rules_of(self.state.rules)
         self._base = ordinal(self.state.generation, 0)
@@ -198,6 +203,12 @@ class PartitionFold:
     def _decide(self, event: ev.AnyEvent, folded: Folded, held: Held, place: Place, rules: RuleSet) -> None:
         folded.before = folded.after = before = held.job
         decision = rules.decide(before, event, place)
+        if isinstance(decision, Applied):
+            subject = before or decision.job
+            if subject is not None and subject.unique_key:
+                decision, other = self._keys.judge(decision, before, event, place)
+                if other is not None:
+                    folded.also = _as_another_has_it(folded, other)
         folded.outcome = decision.outcome
         if isinstance(decision, Applied):
             folded.after = decision.job
@@ -368,6 +379,14 @@ class PartitionFold:
     def take_changes(self) -> Changes:
         """The rows changed since the last call, each once, with the digest they lead to. The caller must store them."""
         return self._rows.take()
+
+
+def _as_another_has_it(line: Folded, other: Other) -> Folded:
+    """A line about one job, as it stands with another that it touches."""
+    return Folded(
+        line.position, line.time_ms, line.line, line.event, other.outcome, other.reason, other.before, other.after,
+        other.after.key,
+    )  # fmt: skip
 
 
 def _not_blank(lines: list[bytes]) -> list[tuple[int, bytes]]:

@@ -7,6 +7,7 @@ key              value
 ``j`` job key    :class:`~penstock.core.job.Job`
 ``m`` position   a line, as written, that belongs to another partition and waits to be forwarded
 ``q`` position   :class:`Quarantined`, what is known of a line that could not be decoded
+``u`` tenant/key :class:`~penstock.core.unique.KeyRow`, who holds a unique key
 ===============  =====================================================================================
 
 Positions are packed, eight bytes, big-endian, so that rows stand in log order.
@@ -20,7 +21,7 @@ import msgspec
 
 from penstock.core.job_state import Job
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 """Version of the rows' encoding. A store written by another is thrown away and folded anew."""
 
 STATE_KEY = b"p"

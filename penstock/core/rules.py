@@ -59,19 +59,28 @@ _IN_FORCE_1 = frozenset({
     "LeaderAnnounced", "Configured", "Forwarded", "RulesActivated", "CopySealed",
 })  # fmt: skip
 
+_IN_FORCE_2 = _IN_FORCE_1 | {"Held", "Unheld", "Edited", "Deleted", "Snoozed"}
+
+_LATER_THAN_2: Mapping[type[ev.Event], frozenset[str]] = {ev.Enqueued: frozenset({"unique"})}
+
 _LATER_THAN_1: Mapping[type[ev.Event], frozenset[str]] = {
     ev.Succeeded: frozenset({"errors"}),
     ev.Returned: frozenset({"cancel"}),
     ev.Snoozed: frozenset({"reason"}),
     ev.Held: frozenset({"reason"}),
     ev.Deleted: frozenset({"reason"}),
+    **_LATER_THAN_2,
 }
 
 RULES: RulesTable = {
     1: RuleSet(_IN_FORCE_1, later_fields=_LATER_THAN_1, decide=job.apply_1),
-    2: RuleSet(_IN_FORCE_1 | {"Held", "Unheld", "Edited", "Deleted", "Snoozed"}),
+    2: RuleSet(_IN_FORCE_2, later_fields=_LATER_THAN_2),
+    3: RuleSet(_IN_FORCE_2),
 }
-"""The rules of this version of Penstock. 2: every verb of a single job, outcomes in part, jobs that are put off."""
+"""The rules of this version of Penstock.
+
+2: every verb of a single job, outcomes in part, jobs that are put off. 3: jobs with a unique key.
+"""
 
 
 def newest(rules: RulesTable) -> int:

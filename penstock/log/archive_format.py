@@ -34,7 +34,7 @@ from penstock.log.port import Headers, Record
 from penstock.schemas.codec import split
 from penstock.schemas.copies import copy_header
 from penstock.schemas.errors import ArchiveDamaged
-from penstock.schemas.ids import job_key
+from penstock.schemas.ids import home_of, job_key
 
 FORMAT = 1
 BLOCK_BYTES = 1024 * 1024
@@ -145,6 +145,21 @@ def about(line: bytes) -> tuple[str, str]:
     if not isinstance(kind, str) or not isinstance(job, str) or not isinstance(tenant, str):
         return "", ""
     return kind, job_key(tenant, job) if job else ""
+
+
+def family_of(key: str) -> str:
+    """What stands in an index for all jobs of a home, besides the one that is named like it.
+
+    Who holds a unique key is decided among them, so each one's lines are judged with those of the others.
+    """
+    tenant, _, job_id = key.partition("/")
+    return job_key(tenant, "~" + home_of(job_id))
+
+
+def named_like_its_home(key: str) -> str:
+    """Key of the job whose id is the home of this one."""
+    tenant, _, job_id = key.partition("/")
+    return job_key(tenant, home_of(job_id))
 
 
 def is_landmark(kind: str, key: str) -> bool:
@@ -279,6 +294,8 @@ class SegmentBuilder:
             kind, key = about(line)
             if key:
                 self._keys.add(key)
+                if "~" in key:
+                    self._keys.add(family_of(key))
             elif is_landmark(kind, key):
                 landmark = Landmark(record.offset, number, self.log_time_ms, line)
                 self._landmarks.append(landmark)

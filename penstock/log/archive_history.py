@@ -1,8 +1,8 @@
 """The history of one job out of an archive: what its lines were, and what became of each.
 
-What became of a line is nowhere written: it is folded. For one job that takes its own lines and those about the
-partition itself (who led, which rules held), which every index has. They are folded as if all other lines were blank,
-so that each stands at its own position.
+What became of a line is nowhere written: it is folded. For one job that takes its own lines, those of the jobs that
+share its home (a unique key is held by one of them), and those about the partition itself (who led, which rules held),
+which every index has. They are folded as if all other lines were blank, so that each stands at its own position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from msgspec import Struct
 
 from penstock.core.partition import Folded, PartitionFold
 from penstock.log.archive import Archive, Segment
-from penstock.log.archive_format import COPIES, Index, Landmark, Manifest, about, decode_block, is_landmark
+from penstock.log.archive_format import (
+    COPIES,
+    Index,
+    Landmark,
+    Manifest,
+    about,
+    decode_block,
+    family_of,
+    is_landmark,
+    named_like_its_home,
+)
 from penstock.log.archive_log import ArchivedLog
 from penstock.log.port import Record
 from penstock.schemas.codec import split
@@ -54,6 +64,7 @@ class _Sparse:
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self._family = family_of(key)
         self._records: dict[int, _Record] = {}
         self._found = False
 
@@ -64,8 +75,8 @@ class _Sparse:
         kept: dict[int, bytes] = {}
         for number, line in enumerate(lines):
             kind, key = about(line)
-            if key == self._key:
-                self._found = True
+            if key and family_of(key) == self._family:
+                self._found = self._found or key == self._key
                 kept[number] = line
             elif is_landmark(kind, key):
                 kept[number] = line
@@ -87,7 +98,8 @@ class _Sparse:
         for offset, record in sorted(self._records.items()):
             value = b"\n".join(record.lines.get(number, _BLANK) for number in range(record.count))
             folded = fold.fold(offset, record.time_ms, True, value, record.copied)
-            lines.extend(line for line in folded if line.key == self._key)
+            for line in folded:
+                lines.extend(one for one in (line, line.also) if one is not None and one.key == self._key)
         if not lines:
             return None
         return ArchivedHistory(lines=lines, gone=fold.job(self._key) is None, next_offset=next_offset)
@@ -137,10 +149,11 @@ async def whole_history(
 async def _from_archive(archive: Archive, partition: int, key: str, sparse: _Sparse) -> tuple[int, int]:
     """Gather what the archive has; where it ends, and the last time that the log had stamped there."""
     next_offset = time_ms = 0
+    names = {key, named_like_its_home(key), family_of(key), COPIES}
     async for manifest, index in _indexes(archive, partition):
         for landmark in index.landmarks:
             sparse.take_landmark(landmark)
-        blocks = sorted({*index.blocks_of(key), *index.blocks_of(COPIES)})
+        blocks = sorted({block for name in names for block in index.blocks_of(name)})
         data = await archive.object(manifest.data) if blocks else b""
         for number in blocks:
             block = manifest.blocks[number]

@@ -116,6 +116,8 @@ class PartitionMachine:
         for folded in self.store.fold(record):
             if self.role == "leading":
                 self._react(folded, now, out)
+                if folded.also is not None:
+                    self._react(folded.also, now, out)
             if type(folded.event) is ev.LeaderAnnounced:
                 claimed = self._announcement(folded.event, folded, claimed, out)
         # Only now: taking over commits, and what is committed must hold the rows of every line of the record.

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from penstock.core.job import MAX_VERB_AGE_MS, TERMINAL, Job, State
 from penstock.core.rows import decode_job_row
+from penstock.core.unique import holds
 from penstock.orchestrator.outputs import Now, Outputs
 from penstock.state.partition_store import FOLD, PartitionStore
 
@@ -67,6 +68,8 @@ class Retention(Struct, frozen=True):
         if age_ms is None or log_ms < job.finished_at_ms + age_ms:
             return False
         if job.state == "dead" and not job.dead_lettered:
+            return False
+        if job.unique_key and holds(job, log_ms):
             return False
         return all(verdict.not_after_ms < log_ms for verdict in job.verdicts)
 

@@ -156,22 +156,24 @@ class Index:
 
     def take(self, folded: Sequence[Folded]) -> None:
         """Take folded lines into account."""
-        changed = self._changed
         for line in folded:
-            before, after = line.before, line.after
-            if before is after:
-                if line.outcome == "quarantined":
-                    self._refused[line.position] = quarantine_note(line)
-                continue
-            key = line.key
-            known = changed.get(key)
-            changed[key] = (before if known is None else known[0], after)
-            if before is not None and before.state == "ready":
-                if after is not None and after.state == "ready" and lane_of(after) is lane_of(before):
-                    continue
-                self._count(lane_of(before), -1)
-            if after is not None and after.state == "ready":
-                self._count(lane_of(after), 1)
+            if line.before is not line.after:
+                self._take(line.key, line.before, line.after)
+                other = line.also
+                if other is not None:
+                    self._take(other.key, other.before, other.after)
+            elif line.outcome == "quarantined":
+                self._refused[line.position] = quarantine_note(line)
+
+    def _take(self, key: str, before: Job | None, after: Job | None) -> None:
+        known = self._changed.get(key)
+        self._changed[key] = (before if known is None else known[0], after)
+        if before is not None and before.state == "ready":
+            if after is not None and after.state == "ready" and lane_of(after) is lane_of(before):
+                return
+            self._count(lane_of(before), -1)
+        if after is not None and after.state == "ready":
+            self._count(lane_of(after), 1)
 
     def _count(self, lane: Lane, change: int) -> None:
         jobs = self.ready.get(lane, 0) + change

@@ -5,14 +5,14 @@ Every list and count is an answer over some of the groups, which are few, and he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from penstock.core.job import Job
 from penstock.log.kv import Batch, KeyValueStore
-from penstock.projections.rows import COUNTERS, INDEX, encode, next_group, split_index_key
+from penstock.projections.rows import COUNTERS, INDEX, behind, encode, split_index_key
 
 _MAX_EMPTY = 1_000
 """Empty groups kept in memory; a queue that empties and fills should not get a new number each time."""
@@ -97,16 +97,24 @@ class Groups:
         self._changed.clear()
         self._drop_empty()
 
-    def matching(self, tenant: str, state: str = "", queue: str = "", job_type: str = "") -> list[Group]:
-        """Groups that have jobs and match; an empty argument matches all."""
+    def matching(
+        self,
+        tenant: str,
+        states: Collection[str] = (),
+        queues: Collection[str] = (),
+        job_types: Collection[str] = (),
+        pools: Collection[str] = (),
+    ) -> list[Group]:
+        """Groups that have jobs, each with one of the names given; where none is given, any will do."""
         return [
             group
             for group in self._groups.values()
             if group.jobs
             and group.name.tenant == tenant
-            and (not state or group.name.state == state)
-            and (not queue or group.name.queue == queue)
-            and (not job_type or group.name.job_type == job_type)
+            and (not states or group.name.state in states)
+            and (not queues or group.name.queue in queues)
+            and (not job_types or group.name.job_type in job_types)
+            and (not pools or group.name.pool in pools)
         ]
 
     def _drop_empty(self) -> None:
@@ -119,6 +127,6 @@ class Groups:
 
 
 def _newest_ms(store: KeyValueStore, prefix: bytes) -> int:
-    for key, _ in store.scan(INDEX, prefix, next_group(prefix), reverse=True, limit=1):
-        return split_index_key(key)[0]
+    for key, _ in store.scan(INDEX, prefix, behind(prefix), reverse=True, limit=1):
+        return split_index_key(key, len(prefix))[0]
     return 0

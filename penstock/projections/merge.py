@@ -5,11 +5,12 @@ from __future__ import annotations
 import binascii
 import heapq
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from penstock.projections.port import CountRow, JobsPage, JobView, QuarantinedItem
+from penstock.projections.port import CountRow, JobsPage, JobView, OperatedPage, QuarantinedItem
 from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.limits import MAX_TIME_MS
 from penstock.schemas.position import Position, parse, parse_token, token
@@ -115,6 +116,20 @@ def merge_quarantine(pages: Sequence[QuarantinePage], limit: int, cursor: str) -
         position = parse(item.position)
         shown[position.partition] = position
     return items, token(shown.values())
+
+
+# Operations
+
+
+def merge_operated(pages: Sequence[OperatedPage], limit: int) -> OperatedPage:
+    """Pages of several partitions or processes, by job id, as one."""
+    counts: Counter[str] = Counter()
+    for page in pages:
+        counts.update(page.counts)
+    items = sorted((item for page in pages for item in page.items), key=lambda item: item.job)
+    more = len(items) > limit or any(page.next_cursor for page in pages)
+    items = items[:limit]
+    return OperatedPage(items, items[-1].job if more and items else None, dict(counts))
 
 
 # Counts

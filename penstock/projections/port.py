@@ -9,7 +9,7 @@ and merges what the partitions say. Times in views are RFC 3339 UTC with millise
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Raw, Struct
 
@@ -31,6 +31,14 @@ class ErrorView(Struct, frozen=True):
     message: str
     details: Raw
     at: str
+
+
+class UniqueView(Struct, frozen=True):
+    """A job's unique key. ``until`` is when its period ends, where it is held for one."""
+
+    key: str
+    scope: str
+    until: str | None
 
 
 class JobView(Struct, frozen=True, kw_only=True):
@@ -64,6 +72,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     enqueued_event: str
     """Id of the event that it began with: what a verb's ``of`` has to name."""
+    unique: UniqueView | None = None
     position: str
 
 
@@ -90,6 +99,53 @@ class HistoryPage(Struct, frozen=True):
     next_cursor: str | None
 
 
+class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job matches when every field that is not empty does; where one has several values, any of them will do.
+
+    ``tags`` have to be there all, of ``tags_any`` one. Times are log times, Unix ms: ``_after`` includes the moment
+    itself, ``_before`` does not, and a time that a job does not have matches neither. ``error_contains`` is looked for
+    in codes and messages of its errors, ``payload_contains`` in the payload as it was written, and each word of
+    ``text`` in either, in the type and in the tags, whatever its case.
+    """
+
+    state: tuple[str, ...] = ()
+    queue: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    type: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    tags_any: tuple[str, ...] = ()
+    worker: tuple[str, ...] = ()
+    unique_key: str = ""
+    id_prefix: str = ""
+    attempt_min: int | None = None
+    attempt_max: int | None = None
+    has_errors: bool | None = None
+    error_contains: str = ""
+    payload_contains: str = ""
+    text: str = ""
+    created_after: int | None = None
+    created_before: int | None = None
+    scheduled_after: int | None = None
+    scheduled_before: int | None = None
+    started_after: int | None = None
+    started_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    expires_after: int | None = None
+    expires_before: int | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether groups alone answer it, so that how many match is known without looking at any."""
+        return self == JobFilter(state=self.state, queue=self.queue, pool=self.pool, type=self.type)
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether errors or bodies are asked for."""
+        return bool(self.error_contains or self.payload_contains or self.text or self.has_errors is not None)
+
+
 class JobsQuery(Struct, frozen=True, kw_only=True):
     """Newest first by ``(created_at, id)``. Empty filter fields do not filter. ``cursor``: from the page before."""
 
@@ -100,6 +156,12 @@ class JobsQuery(Struct, frozen=True, kw_only=True):
     limit: int = 50
     cursor: str = ""
 
+    @property
+    def filter(self) -> JobFilter:
+        """The same as a search has it."""
+        state, queue, job_type = ((name,) if name else () for name in (self.state, self.queue, self.type))
+        return JobFilter(state=state, queue=queue, type=job_type)
+
 
 class JobsPage(Struct, frozen=True):
     """``total`` is exact for the query's filters."""
@@ -107,6 +169,31 @@ class JobsPage(Struct, frozen=True):
     items: list[JobView]
     next_cursor: str | None
     total: int
+
+
+Sort = Literal[
+    "created_at", "-created_at", "scheduled_at", "-scheduled_at", "started_at", "-started_at", "finished_at",
+    "-finished_at", "updated_at", "-updated_at",
+]  # fmt: skip
+"""Field to sort by, and then by id; ``-`` the highest first."""
+
+
+class SearchQuery(Struct, frozen=True, kw_only=True):
+    """``cursor``: from the page before, of the same sort."""
+
+    tenant: str = "default"
+    filter: JobFilter = JobFilter()
+    sort: Sort = "-created_at"
+    limit: int = 50
+    cursor: str = ""
+
+
+class SearchPage(Struct, frozen=True):
+    """``total`` is known where groups alone answer the filter; else None."""
+
+    items: list[JobView]
+    next_cursor: str | None
+    total: int | None
 
 
 class CountRow(Struct, frozen=True):
@@ -148,6 +235,25 @@ class PartitionStatus(Struct, frozen=True, kw_only=True):
     misrouted: int = 0
     epoch: int = -1
     leader: str = ""
+    rules: int = 1
+    """Version of the rules that it follows."""
+
+
+class OperatedItem(Struct, frozen=True):
+    """What became of one job of an operation on many: ``applied``, ``illegal``, ... ``reason`` says why it was not."""
+
+    job: str
+    outcome: str
+    reason: str
+    at: str
+
+
+class OperatedPage(Struct, frozen=True):
+    """Items by job id. ``counts`` are jobs by outcome, of the whole operation as far as it is folded."""
+
+    items: list[OperatedItem]
+    next_cursor: str | None
+    counts: dict[str, int]
 
 
 class VerdictView(Struct, frozen=True):
@@ -172,12 +278,32 @@ class ReadModel(Protocol):
     ) -> HistoryPage | None: ...
 
     async def verdicts(
-        self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
+        self,
+        wanted: Sequence[tuple[Position, str, str, str]],
+        timeout_ms: int,
+        unique_keys: Sequence[str] = (),
     ) -> list[VerdictView]:
-        """For each (position of the write, tenant, job id, event id): wait until folded that far; what became of it."""
+        """For each (position of the write, tenant, job id, event id): wait until folded that far; what became of it.
+
+        Args:
+            unique_keys: of each, where any job has one: then whoever holds the key can be told.
+        """
+        ...
+
+    async def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
+        """For each line that is folded (position, tenant, job id): ``applied`` or ``refused``.
+
+        Empty where its job does not match as it is now, or is not known.
+        """
         ...
 
     async def list_jobs(self, query: JobsQuery) -> JobsPage: ...
+
+    async def search(self, query: SearchQuery) -> SearchPage: ...
+
+    async def operated(self, operation: str, limit: int = 100, cursor: str = "") -> OperatedPage:
+        """What an operation has done. ``cursor``: the last job id of the page before."""
+        ...
 
     async def counts(self, tenant: str = "default") -> list[CountRow]: ...
 

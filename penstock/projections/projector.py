@@ -16,7 +16,9 @@ from penstock.core.job import Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch
 from penstock.log.port import Record
+from penstock.projections.candidates import marks_of
 from penstock.projections.groups import Groups
+from penstock.projections.operated import Operated
 from penstock.projections.retention import forgotten_key
 from penstock.projections.rows import (
     ERRORS,
@@ -24,6 +26,7 @@ from penstock.projections.rows import (
     HISTORY,
     INDEX,
     KEPT_REFUSED,
+    MARKS,
     QUARANTINE,
     REFUSED,
     Line,
@@ -44,6 +47,7 @@ from penstock.schemas.ids import job_key
 from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
 from penstock.state.partition_store import PartitionStore
 
+_VERBS = frozenset(ev.Verb.__subclasses__())
 _TELLS_OF_FAILURE = frozenset({ev.Failed, ev.LeaseExpired, ev.Expired})
 
 
@@ -77,6 +81,7 @@ class Projector:
         self.store = store
         self.numbers = numbers or ProjectionNumbers()
         self.groups = Groups(store.store)
+        self.operated = Operated(store.store)
         self._touched: dict[str, _Touched] = {}
         self._refused: dict[str, list[tuple[int, RefusedRow]]] = {}
         self._refused_counts: dict[str, int] = {}
@@ -102,29 +107,35 @@ class Projector:
         """Lines were folded."""
         self.numbers.records += 1
         self.numbers.lines += len(folded)
-        touched = self._touched
         for line in folded:
-            if line.outcome != "applied":
-                self._keep_refused(line)
-                continue
-            key = line.key
-            if not key:
-                continue
-            entry = touched.get(key)
-            item = (line.position, line.time_ms, line.line)
-            if entry is None:
-                touched[key] = _Touched(line.before, line.after, item)
-            else:
-                entry.after = line.after
-                entry.lines.append(item)
-            after = line.after
-            if type(line.event) in _TELLS_OF_FAILURE:
-                self._keep_errors(line)
-            elif after is None:
-                self._errors[key] = []
-                self._forgotten.append((forgotten_key(line.time_ms, line.position), key))
-            elif after.state == "partial":
-                self._keep_errors(line)
+            self._take(line)
+            if type(line.event) in _VERBS:
+                self.operated.take(line)
+            if line.also is not None:
+                self._take(line.also)
+
+    def _take(self, line: Folded) -> None:
+        if line.outcome != "applied":
+            self._keep_refused(line)
+            return
+        key = line.key
+        if not key:
+            return
+        entry = self._touched.get(key)
+        item = (line.position, line.time_ms, line.line)
+        if entry is None:
+            self._touched[key] = _Touched(line.before, line.after, item)
+        else:
+            entry.after = line.after
+            entry.lines.append(item)
+        after = line.after
+        if type(line.event) in _TELLS_OF_FAILURE:
+            self._keep_errors(line)
+        elif after is None:
+            self._errors[key] = []
+            self._forgotten.append((forgotten_key(line.time_ms, line.position), key))
+        elif after.state == "partial":
+            self._keep_errors(line)
 
     def commit(self) -> None:
         """Write all that was folded."""
@@ -138,6 +149,7 @@ class Projector:
         self._errors.clear()
         self._quarantined.clear()
         self._forgotten.clear()
+        self.operated.written()
         self.numbers.commits += 1
         self.applied_at_ms = time.time_ns() // 1_000_000
         self.waiters.reached(self.store.committed_offset)
@@ -203,11 +215,19 @@ class Projector:
         for row, key in self._forgotten:
             put(FORGOTTEN, row, key.encode())
         self.groups.write(batch)
+        self.operated.write(batch)
 
     def _write_index(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
         groups = self.groups
         if after is None:
             batch.delete(ERRORS, key.encode())
+        if (
+            before is None
+            or after is None
+            or (after.state == "deleted") != (before.state == "deleted")
+            or before.created_at_ms != after.created_at_ms
+        ):
+            self._write_marks(batch, before, after)
         old = None if before is None or before.state == "deleted" else groups.of(before)
         new = None if after is None or after.state == "deleted" else groups.of(after)
         if old is new and (before is None or after is None or before.created_at_ms == after.created_at_ms):
@@ -218,6 +238,16 @@ class Projector:
         if new is not None and after is not None:
             batch.put(INDEX, index_key(new.prefix, after.created_at_ms, after.id), b"")
             groups.add(new, after.created_at_ms)
+
+    @staticmethod
+    def _write_marks(batch: Batch, before: Job | None, after: Job | None) -> None:
+        """Most jobs have none. They stay alike as long as a job is shown."""
+        if before is not None and before.state != "deleted":
+            for mark in marks_of(before):
+                batch.delete(MARKS, index_key(mark, before.created_at_ms, before.id))
+        if after is not None and after.state != "deleted":
+            for mark in marks_of(after):
+                batch.put(MARKS, index_key(mark, after.created_at_ms, after.id), b"")
 
     def _write_refused(self, batch: Batch, key: str, rows: list[tuple[int, RefusedRow]]) -> None:
         prefix = job_prefix(key)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.projections.port import JobsQuery
+from penstock.projections.port import JobFilter, JobsQuery, SearchQuery
 from penstock.schemas.errors import (
     BadRequest,
     InvalidCursor,
@@ -58,10 +58,28 @@ class GetHistory(Struct, frozen=True, tag="history"):
 class GetVerdicts(Struct, frozen=True, tag="verdicts"):
     wanted: list[tuple[Position, str, str, str]]
     timeout_ms: int
+    unique_keys: list[str] = []
+
+
+class GetOutcomes(Struct, frozen=True, tag="outcomes"):
+    lines: list[tuple[Position, str, str]]
+    wanted: JobFilter
 
 
 class ListJobs(Struct, frozen=True, tag="list"):
     query: JobsQuery
+    partitions: list[int]
+
+
+class SearchJobs(Struct, frozen=True, tag="search"):
+    query: SearchQuery
+    partitions: list[int]
+
+
+class ListOperated(Struct, frozen=True, tag="operated"):
+    operation: str
+    limit: int
+    cursor: str
     partitions: list[int]
 
 
@@ -80,7 +98,10 @@ class GetStatus(Struct, frozen=True, tag="status"):
     partitions: list[int]
 
 
-Call = Wait | GetJob | GetHistory | GetVerdicts | ListJobs | GetCounts | ListQuarantined | GetStatus
+Call = (
+    Wait | GetJob | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | ListOperated | GetCounts
+    | ListQuarantined | GetStatus
+)  # fmt: skip
 
 
 class Request(Struct, frozen=True):

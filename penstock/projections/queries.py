@@ -7,11 +7,16 @@ from collections.abc import Iterator, Sequence
 
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
+from penstock.core.unique import decode_key_row, key_row_key
+from penstock.projections.candidates import Candidates, ListKey
+from penstock.projections.filters import passes_inside, row_test
 from penstock.projections.groups import Groups
+from penstock.projections.operated import Operated
 from penstock.projections.port import (
     CountRow,
     HistoryItem,
     HistoryPage,
+    JobFilter,
     JobsQuery,
     JobView,
     PartitionStatus,
@@ -21,7 +26,6 @@ from penstock.projections.port import (
 from penstock.projections.rows import (
     ERRORS,
     HISTORY,
-    INDEX,
     QUARANTINE,
     REFUSED,
     RefusedSummary,
@@ -31,20 +35,15 @@ from penstock.projections.rows import (
     decode_quarantine,
     decode_refused,
     decode_summary,
-    index_key,
     job_prefix,
-    next_group,
     number,
-    split_index_key,
 )
 from penstock.projections.views import JobBodies, event_id_of, history_item, job_view, time_text
 from penstock.schemas import events as ev
+from penstock.schemas.ids import job_key
 from penstock.schemas.position import parse, unpack
 from penstock.state.bodies import BODIES, BODY_KINDS, body_row_key
 from penstock.state.partition_store import FOLD, PartitionStore
-
-ListKey = tuple[int, str]
-"""What lists are sorted by, newest first: creation time in Unix ms, job id."""
 
 PAGE_BYTES = 8 * 1024 * 1024
 """A page ends early, with a cursor, once what is in it is this large."""
@@ -52,6 +51,8 @@ PAGE_BYTES = 8 * 1024 * 1024
 MAX_PACKED = (1 << 55) - 1
 
 _VERBS = frozenset(kind.__name__ for kind in ev.Verb.__subclasses__())
+
+_BEGINS = ev.Enqueued.__name__
 
 _SEARCHED_ROWS = 1_000
 """How far around its supposed place an event is looked for."""
@@ -64,14 +65,15 @@ class PartitionQueries:
         self._store = store
         self._groups = groups
         self._kv = store.store
+        self.candidates = Candidates(self._kv, groups)
+        self.operated = Operated(self._kv)
         self.partition = store.partition
 
     # Jobs
 
     def views(self, keys: Sequence[str]) -> list[JobView | None]:
         """Views of the jobs with these keys, in order; None where there is none."""
-        rows = self._kv.multi_get(FOLD, [job_row_key(key) for key in keys])
-        jobs = [None if row is None else decode_job_row(row) for row in rows]
+        jobs = self.jobs(keys)
         bodies = self._bodies(keys, jobs)
         errors = self._kv.multi_get(ERRORS, [key.encode() for key in keys])
         log = self._store.state
@@ -88,6 +90,11 @@ class PartitionQueries:
             )
             for job, found, failed in zip(jobs, bodies, errors, strict=True)
         ]
+
+    def jobs(self, keys: Sequence[str]) -> list[Job | None]:
+        """The fold's own rows of these jobs, in order."""
+        rows = self._kv.multi_get(FOLD, [job_row_key(key) for key in keys])
+        return [None if row is None else decode_job_row(row) for row in rows]
 
     def view(self, key: str) -> JobView | None:
         return self.views([key])[0]
@@ -112,39 +119,12 @@ class PartitionQueries:
     # Lists and counts
 
     def newest(self, query: JobsQuery, below: ListKey | None, limit: int) -> list[ListKey]:
-        """The first ``limit`` matching jobs, newest first, of those that sort after ``below``.
+        """The first ``limit`` matching jobs, newest first, of those that sort after ``below``."""
+        return self.candidates.of(query.tenant, query.filter, below, limit)[:limit]
 
-        Groups are opened from the one with the newest job on, until none can have anything newer than what is found.
-        """
-        groups = self._groups.matching(query.tenant, query.state, query.queue, query.type)
-        groups.sort(key=lambda group: group.newest_ms, reverse=True)
-        found: list[ListKey] = []
-        for group in groups:
-            full = len(found) >= limit
-            if full and group.newest_ms < found[-1][0]:
-                break
-            more = list(
-                self._newest_in(
-                    group.prefix, min(limit, group.jobs), below, found[limit - 1] if full else None
-                )
-            )
-            if more:
-                found = sorted((*found, *more), reverse=True)[:limit]
-        return found
-
-    def _newest_in(
-        self, prefix: bytes, limit: int, below: ListKey | None, above: ListKey | None
-    ) -> Iterator[ListKey]:
-        stop = next_group(prefix) if below is None else index_key(prefix, *below)
-        for row, _ in self._kv.scan(INDEX, prefix, stop, reverse=True, limit=limit):
-            pair = split_index_key(row)
-            if above is not None and pair < above:
-                return
-            yield pair
-
-    def total(self, query: JobsQuery) -> int:
-        """Exact number of matching jobs."""
-        groups = self._groups.matching(query.tenant, query.state, query.queue, query.type)
+    def number_of(self, tenant: str, wanted: JobFilter) -> int:
+        """Exact number of jobs with the state, queue, type and pool that are asked for."""
+        groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
         return sum(group.jobs for group in groups)
 
     def counts(self, tenant: str) -> list[CountRow]:
@@ -212,13 +192,17 @@ class PartitionQueries:
 
     # Verdicts
 
-    def verdict(self, packed: int, key: str, event_id: str) -> VerdictView:
+    def verdict(self, packed: int, key: str, event_id: str, unique_key: str = "") -> VerdictView:
         """What became of an event of a job: of the line at ``packed`` if it is that, else of any line with its id.
 
         A verb that repeats one already decided has its verdict: done or not is what its sender wants to know. Other
         repeats are told as ``duplicate``. Outcome ``unknown`` where nothing is known of such an event.
+
+        Of a job that did not begin since another holds its unique key, that other job is told.
         """
         outcome, reason = self._line_verdict(packed, key, event_id)
+        if outcome == "unknown_job" and unique_key:
+            return self._turned_away(key, unique_key)
         return VerdictView(outcome, reason, self.view(key))
 
     def _line_verdict(self, packed: int, key: str, event_id: str) -> tuple[str, str]:
@@ -230,13 +214,27 @@ class PartitionQueries:
             return exact.outcome, exact.reason
         for item in self._accepted_backwards(prefix, packed):
             if event_id_of(item) == event_id:
-                return "applied", ""
+                # Of many repeats only the last are kept: another one's line is a first one's all the same.
+                repeats = item.type == _BEGINS and parse(item.position).packed != packed
+                return ("duplicate", "the job is already there") if repeats else ("applied", "")
         if named:
             first = next((item for _, item in named if item.outcome != "duplicate"), named[0][1])
             return first.outcome, first.reason
         if self._kv.get(FOLD, job_row_key(key)) is None:
             return "unknown_job", "there is no such job"
         return "unknown", "nothing is known of such an event"
+
+    def _turned_away(self, key: str, unique_key: str) -> VerdictView:
+        tenant, _, job_id = key.partition("/")
+        data = self._kv.get(FOLD, key_row_key(tenant, unique_key))
+        if data is None:
+            return VerdictView("unknown_job", "there is no such job", None)
+        row = decode_key_row(data)
+        # More than the key remembers may have been turned away: then whoever has it now is told.
+        refused = (verdict.outcome for verdict in row.refused if verdict.event_id == job_id)
+        holder = next(refused, row.holder)
+        reason = f"its unique key is held by the job {holder}"
+        return VerdictView("conflict", reason, self.view(job_key(tenant, holder)))
 
     def _accepted_backwards(self, prefix: bytes, packed: int) -> Iterator[HistoryItem]:
         """Accepted lines from the row of ``packed`` backwards, then those behind it."""
@@ -247,6 +245,29 @@ class PartitionQueries:
             for _, data in scan:
                 for position, time_ms, line in reversed(decode_lines(data)):
                     yield history_item(self.partition, position, time_ms, line)
+
+    def outcomes(self, lines: Sequence[tuple[int, str]], wanted: JobFilter) -> list[str]:
+        """For each line (packed position, job key): whether it was applied or refused; empty for a job that is not
+        asked for."""
+        keys = list(dict.fromkeys(key for _, key in lines))
+        passes = row_test(wanted)
+        matching = {
+            key for key, job in zip(keys, self.jobs(keys), strict=True) if job is not None and passes(job)
+        }
+        if wanted.looks_inside and matching:
+            names = list(matching)
+            views = zip(names, self.views(names), strict=True)
+            matching = {key for key, view in views if view is not None and passes_inside(wanted, view)}
+        return [
+            "" if key not in matching else "applied" if self._is_accepted(key, packed) else "refused"
+            for packed, key in lines
+        ]
+
+    def _is_accepted(self, key: str, packed: int) -> bool:
+        prefix = job_prefix(key)
+        for _, data in self._kv.scan(HISTORY, prefix, prefix + number(packed + 1), reverse=True, limit=1):
+            return any(position == packed for position, _, _ in decode_lines(data))
+        return False
 
     # The partition
 
@@ -286,4 +307,5 @@ class PartitionQueries:
             misrouted=state.misrouted,
             epoch=state.epoch,
             leader=state.leader,
+            rules=state.rules,
         )

@@ -18,13 +18,18 @@ from typing import Self
 from penstock.log.port import Log
 from penstock.log.supervision import supervise, tell
 from penstock.projections.merge import QuarantinePage
+from penstock.projections.operated import remove_operated
 from penstock.projections.port import (
     CountRow,
     HistoryPage,
+    JobFilter,
     JobsPage,
     JobsQuery,
     JobView,
+    OperatedPage,
     PartitionStatus,
+    SearchPage,
+    SearchQuery,
     VerdictView,
 )
 from penstock.projections.projector import ProjectionNumbers, Projector
@@ -33,6 +38,7 @@ from penstock.projections.reads import LocalReads
 from penstock.projections.retention import JOBS_A_TURN, SWEEP_EVERY_S, remove_histories
 from penstock.projections.rows import FAMILIES, LAYOUT
 from penstock.schemas.errors import LogUnavailable, PenstockError, ReadBehind, ReadModelUnavailable
+from penstock.schemas.ids import ulid
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
 from penstock.state.pacing import CommitPace
@@ -141,6 +147,7 @@ class ReadModelService:
                 # Stores come and go while others have their turn.
                 while self._parts.get(number) is part:
                     removed = remove_histories(part.store.store, before_ms)
+                    removed += remove_operated(part.store.store, ulid(before_ms, 0), JOBS_A_TURN)
                     await self._let_readers_run()
                     if removed < JOBS_A_TURN:
                         break
@@ -242,21 +249,36 @@ class ReadModelService:
         return self._reads.history(tenant, job_id, limit, cursor)
 
     async def verdicts(
-        self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
+        self,
+        wanted: Sequence[tuple[Position, str, str, str]],
+        timeout_ms: int,
+        unique_keys: Sequence[str] = (),
     ) -> list[VerdictView]:
         highest: dict[int, Position] = {}
         for position, *_ in wanted:
             highest[position.partition] = max(position, highest.get(position.partition, position))
         await self.wait(highest, timeout_ms)
         found: list[VerdictView] = []
-        for number, (position, tenant, job_id, event_id) in enumerate(wanted, 1):
-            found.append(self._reads.verdict(position, tenant, job_id, event_id))
+        keys = unique_keys or [""] * len(wanted)
+        for number, (one, unique_key) in enumerate(zip(wanted, keys, strict=True), 1):
+            found.append(self._reads.verdict(*one, unique_key))
             if number % VERDICTS_A_SLICE == 0:
                 await asyncio.sleep(0)
         return found
 
+    async def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
+        return self._reads.outcomes(lines, wanted)
+
     async def list_jobs(self, query: JobsQuery, partitions: Collection[int] | None = None) -> JobsPage:
         return self._reads.list_jobs(query, partitions)
+
+    async def search(self, query: SearchQuery, partitions: Collection[int] | None = None) -> SearchPage:
+        return await self._reads.search(query, partitions)
+
+    async def operated(
+        self, operation: str, limit: int = 100, cursor: str = "", partitions: Collection[int] | None = None
+    ) -> OperatedPage:
+        return self._reads.operated(operation, limit, cursor, partitions)
 
     async def counts(
         self, tenant: str = "default", partitions: Collection[int] | None = None

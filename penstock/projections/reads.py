@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from penstock.projections.candidates import ListKey
 from penstock.projections.merge import (
     QuarantinePage,
     check_limit,
     list_cursor,
     merge_counts,
+    merge_operated,
     merge_quarantine,
     parse_list_cursor,
     parse_quarantine_cursor,
 )
-from penstock.projections.port import CountRow, HistoryPage, JobsPage, JobsQuery, JobView, VerdictView
-from penstock.projections.queries import PAGE_BYTES, ListKey, PartitionQueries
+from penstock.projections.port import (
+    CountRow,
+    HistoryPage,
+    JobFilter,
+    JobsPage,
+    JobsQuery,
+    JobView,
+    OperatedItem,
+    OperatedPage,
+    SearchPage,
+    SearchQuery,
+    VerdictView,
+)
+from penstock.projections.queries import PAGE_BYTES, PartitionQueries
+from penstock.projections.search import Search
+from penstock.projections.views import time_text
 from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.position import Position
@@ -40,8 +56,20 @@ class LocalReads:
         check_limit(limit)
         return self.of_job(job_id).history(job_key(tenant, job_id), limit, cursor)
 
-    def verdict(self, position: Position, tenant: str, job_id: str, event_id: str) -> VerdictView:
-        return self.of_job(job_id).verdict(position.packed, job_key(tenant, job_id), event_id)
+    def verdict(
+        self, position: Position, tenant: str, job_id: str, event_id: str, unique_key: str = ""
+    ) -> VerdictView:
+        return self.of_job(job_id).verdict(position.packed, job_key(tenant, job_id), event_id, unique_key)
+
+    def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
+        found: dict[int, str] = {}
+        by_partition: dict[int, list[int]] = {}
+        for index, (position, _, _) in enumerate(lines):
+            by_partition.setdefault(position.partition, []).append(index)
+        for partition, indexes in by_partition.items():
+            asked = [(lines[index][0].packed, job_key(*lines[index][1:])) for index in indexes]
+            found.update(zip(indexes, self._held(partition).outcomes(asked, wanted), strict=True))
+        return [found[index] for index in range(len(lines))]
 
     def list_jobs(self, query: JobsQuery, partitions: Collection[int] | None = None) -> JobsPage:
         check_limit(query.limit)
@@ -53,7 +81,13 @@ class LocalReads:
         found.sort(key=lambda entry: entry[0], reverse=True)
         items = self._views_within(query.tenant, found[: query.limit])
         next_cursor = list_cursor(*found[len(items) - 1][0]) if len(items) < len(found) else None
-        return JobsPage(items, next_cursor, sum(queries.total(query) for queries in asked))
+        return JobsPage(
+            items, next_cursor, sum(queries.number_of(query.tenant, query.filter) for queries in asked)
+        )
+
+    async def search(self, query: SearchQuery, partitions: Collection[int] | None = None) -> SearchPage:
+        """One page; the only read here that lets others have their turns in between."""
+        return await Search(query, {queries.partition: queries for queries in self._asked(partitions)}).page()
 
     def _views_within(self, tenant: str, found: Sequence[tuple[ListKey, PartitionQueries]]) -> list[JobView]:
         """Views in the order of ``found``, as many as fit a page: the first always does."""
@@ -77,6 +111,20 @@ class LocalReads:
                 assert view is not None, f"{key} is in the index of partition {partition} and not in its fold"
                 views[key] = view
         return [views[job_key(tenant, job_id)] for (_, job_id), _ in found]
+
+    def operated(
+        self, operation: str, limit: int, cursor: str, partitions: Collection[int] | None = None
+    ) -> OperatedPage:
+        check_limit(limit)
+        pages: list[OperatedPage] = []
+        for queries in self._asked(partitions):
+            found = [
+                OperatedItem(job, row.outcome, row.reason, time_text(row.time_ms))
+                for job, row in queries.operated.rows(operation, cursor, limit + 1)
+            ]
+            more = found[limit - 1].job if len(found) > limit else None
+            pages.append(OperatedPage(found[:limit], more, queries.operated.counts(operation)))
+        return merge_operated(pages, limit)
 
     def counts(self, tenant: str, partitions: Collection[int] | None = None) -> list[CountRow]:
         return merge_counts(row for queries in self._asked(partitions) for row in queries.counts(tenant))

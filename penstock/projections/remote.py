@@ -28,18 +28,24 @@ from penstock.projections.merge import (
     check_limit,
     merge_counts,
     merge_job_pages,
+    merge_operated,
     merge_quarantine,
 )
 from penstock.projections.port import (
     CountRow,
     HistoryPage,
+    JobFilter,
     JobsPage,
     JobsQuery,
     JobView,
+    OperatedPage,
     PartitionStatus,
     QuarantinedItem,
+    SearchPage,
+    SearchQuery,
     VerdictView,
 )
+from penstock.projections.search import merge_search_pages
 from penstock.schemas.errors import OffsetBeyondEnd, OffsetTrimmed, ReadModelUnavailable
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Serving, decode_signals
@@ -55,6 +61,9 @@ T = TypeVar("T")
 
 _view = msgspec.json.Decoder(JobView | None)
 _history = msgspec.json.Decoder(HistoryPage | None)
+_found = msgspec.json.Decoder(SearchPage)
+_outcomes = msgspec.json.Decoder(list[str])
+_operated = msgspec.json.Decoder(OperatedPage)
 _verdicts = msgspec.json.Decoder(list[VerdictView])
 _jobs = msgspec.json.Decoder(JobsPage)
 _counts = msgspec.json.Decoder(list[CountRow])
@@ -230,7 +239,10 @@ class RemoteReadModel:
         return _history.decode(await self._ask_home(job_id, call))
 
     async def verdicts(
-        self, wanted: Sequence[tuple[Position, str, str, str]], timeout_ms: int
+        self,
+        wanted: Sequence[tuple[Position, str, str, str]],
+        timeout_ms: int,
+        unique_keys: Sequence[str] = (),
     ) -> list[VerdictView]:
         by_partition: dict[int, list[int]] = {}
         for number, (position, *_) in enumerate(wanted):
@@ -239,7 +251,8 @@ class RemoteReadModel:
 
         async def ask(address: str, partitions: list[int]) -> None:
             numbers = [number for partition in partitions for number in by_partition[partition]]
-            call = protocol.GetVerdicts([wanted[number] for number in numbers], timeout_ms)
+            keys = [unique_keys[number] for number in numbers] if unique_keys else []
+            call = protocol.GetVerdicts([wanted[number] for number in numbers], timeout_ms, keys)
             answers = _verdicts.decode(await self._ask(address, partitions, call, timeout_ms))
             found.update(zip(numbers, answers, strict=True))
 
@@ -250,12 +263,43 @@ class RemoteReadModel:
             self._reached[number] = max(position, self._reached.get(number, position))
         return [found[number] for number in range(len(wanted))]
 
+    async def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
+        by_partition: dict[int, list[int]] = {}
+        for number, (position, _, _) in enumerate(lines):
+            by_partition.setdefault(position.partition, []).append(number)
+        found: dict[int, str] = {}
+
+        async def ask(address: str, partitions: list[int]) -> None:
+            numbers = [number for partition in partitions for number in by_partition[partition]]
+            call = protocol.GetOutcomes([lines[number] for number in numbers], wanted)
+            answers = _outcomes.decode(await self._ask(address, partitions, call))
+            found.update(zip(numbers, answers, strict=True))
+
+        self._check_partitions(by_partition)
+        await self._spread(list(by_partition), ask)
+        return [found[number] for number in range(len(lines))]
+
     async def list_jobs(self, query: JobsQuery) -> JobsPage:
         async def ask(address: str, partitions: list[int]) -> JobsPage:
             return _jobs.decode(await self._ask(address, partitions, protocol.ListJobs(query, partitions)))
 
         check_limit(query.limit)
         return merge_job_pages(await self._spread(self._all, ask), query.limit)
+
+    async def search(self, query: SearchQuery) -> SearchPage:
+        async def ask(address: str, partitions: list[int]) -> SearchPage:
+            return _found.decode(await self._ask(address, partitions, protocol.SearchJobs(query, partitions)))
+
+        check_limit(query.limit)
+        return merge_search_pages(await self._spread(self._all, ask), query)
+
+    async def operated(self, operation: str, limit: int = 100, cursor: str = "") -> OperatedPage:
+        async def ask(address: str, partitions: list[int]) -> OperatedPage:
+            call = protocol.ListOperated(operation, limit, cursor, partitions)
+            return _operated.decode(await self._ask(address, partitions, call))
+
+        check_limit(limit)
+        return merge_operated(await self._spread(self._all, ask), limit)
 
     async def counts(self, tenant: str = "default") -> list[CountRow]:
         async def ask(address: str, partitions: list[int]) -> list[CountRow]:

@@ -8,9 +8,12 @@ refused    job key, NUL                                   how many, and the posi
 refused    job key, NUL, position                         one refused line: (time, outcome, reason, line)
 errors     job key                                        the newest failures
 index      group number, created_at, job id               nothing
+marks      a tag or unique key, NUL, created_at, job id   nothing; see :mod:`penstock.projections.candidates`
 counters   group number                                   group's name and how many jobs it has
 quarantine position                                       time, reason, message, SHA-256, size, first bytes
 forgotten  time, position of a ``Forgotten``              job key
+operated   operation id, NUL                              jobs by outcome
+operated   operation id, NUL, job id                      what became of the operation's wish about the job
 ========== ============================================== ============================================================
 
 Numbers in keys are big-endian: 4 bytes for groups, 8 for times and packed positions. No job key contains NUL.
@@ -22,17 +25,19 @@ import msgspec
 
 from penstock.projections.views import ErrorRow
 
-HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE, FORGOTTEN = (
+HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED = (
     "history",
     "refused",
     "errors",
     "index",
+    "marks",
     "counters",
     "quarantine",
     "forgotten",
+    "operated",
 )
-FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, COUNTERS, QUARANTINE, FORGOTTEN)
-LAYOUT = 2
+FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED)
+LAYOUT = 3
 """Version of these rows; a store with another is folded anew."""
 
 KEPT_REFUSED = 20
@@ -91,15 +96,16 @@ def number(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def index_key(group: bytes, created_at_ms: int, job_id: str) -> bytes:
-    return group + created_at_ms.to_bytes(8, "big") + job_id.encode()
+def index_key(prefix: bytes, created_at_ms: int, job_id: str) -> bytes:
+    """Of a row of the index, where ``prefix`` is a group's number, or of the marks, where it is one."""
+    return prefix + created_at_ms.to_bytes(8, "big") + job_id.encode()
 
 
-def next_group(prefix: bytes) -> bytes:
-    """The first key beyond a group's index rows."""
-    return (int.from_bytes(prefix, "big") + 1).to_bytes(4, "big")
+def behind(prefix: bytes) -> bytes:
+    """The first key beyond all index rows of a group or mark."""
+    return (int.from_bytes(prefix, "big") + 1).to_bytes(len(prefix), "big")
 
 
-def split_index_key(key: bytes) -> tuple[int, str]:
+def split_index_key(key: bytes, prefix_bytes: int) -> tuple[int, str]:
     """Creation time and id of the job behind an index row."""
-    return int.from_bytes(key[4:12], "big"), key[12:].decode()
+    return int.from_bytes(key[prefix_bytes : prefix_bytes + 8], "big"), key[prefix_bytes + 8 :].decode()

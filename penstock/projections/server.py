@@ -208,9 +208,15 @@ class ReadServer:
             case protocol.GetHistory():
                 return await service.history(call.tenant, call.job, call.limit, call.cursor)
             case protocol.GetVerdicts():
-                return await service.verdicts(call.wanted, call.timeout_ms)
+                return await service.verdicts(call.wanted, call.timeout_ms, call.unique_keys)
+            case protocol.GetOutcomes():
+                return await service.outcomes(call.lines, call.wanted)
             case protocol.ListJobs():
                 return await service.list_jobs(call.query, call.partitions)
+            case protocol.SearchJobs():
+                return await service.search(call.query, call.partitions)
+            case protocol.ListOperated():
+                return await service.operated(call.operation, call.limit, call.cursor, call.partitions)
             case protocol.GetCounts():
                 return await service.counts(call.tenant, call.partitions)
             case protocol.ListQuarantined():

@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from penstock.core.job import LEASE_ENDS, Applied, Job, Place, apply
 from penstock.core.partition import Folded
-from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, ProgressView
+from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, ProgressView, UniqueView
 from penstock.schemas import events as ev
 from penstock.schemas.position import Position, generation_of, unpack
 
@@ -101,8 +101,15 @@ def job_view(
         finished_at=_time_or_none(job.finished_at_ms),
         cancel_requested=bool(job.cancel),
         enqueued_event=job.enqueued_id,
+        unique=_unique_view(job),
         position=str(unpack(partition, seen)),
     )
+
+
+def _unique_view(job: Job) -> UniqueView | None:
+    if not job.unique_key:
+        return None
+    return UniqueView(job.unique_key, job.unique_scope, _time_or_none(job.unique_until_ms))
 
 
 def enqueued_view(event: ev.Enqueued, position: Position, time_ms: int) -> JobView:

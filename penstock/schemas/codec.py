@@ -86,6 +86,9 @@ class LineDecoder:
         known = [reduced.get(kind, kind) for kind in kinds]
         self._tags = frozenset(str(kind.__struct_config__.tag) for kind in known)
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[tuple(known)])  # noqa: UP007 - made at run time
+        self._whole = None if not reduced else LineDecoder(kinds)
+        """Of the same types with all their fields."""
+        self._later = {kind: _defaults_of(kind, names) for kind, names in (later_fields or {}).items()}
         self._decode = decoder.decode
         self._decode_lines = decoder.decode_lines
 
@@ -124,6 +127,10 @@ class LineDecoder:
         Args:
             lines: what :func:`split` made of ``value``.
         """
+        if self._whole is not None:
+            # Where no line has a field that is not known, it is all the same whether they are known.
+            events = self._whole.decode_bundle(value, lines)
+            return None if events is None or any(map(self._tells_more, events)) else events
         if len(lines) < _FEWEST_AT_ONCE or not value.isascii() or max(map(len, lines)) > MAX_LINE_BYTES:
             return None
         # Each line begins and ends as an object does. So no value can go on over the end of a line (neither an object,
@@ -133,14 +140,16 @@ class LineDecoder:
         # Each line has one bracket at least, so one of them with too many would make as many more in all.
         if _opened(value) >= MAX_DEPTH + len(lines) and not all(map(_shallow, lines)):
             return None
-        # What this decoder ignores may count below a line of this very record.
-        if self._kind_of:
-            return None
         try:
             events = self._decode_lines(value)
         except msgspec.DecodeError:
             return None
         return None if len(events) != len(lines) or any_misnamed(events) else events
+
+    def _tells_more(self, event: AnyEvent) -> bool:
+        """Whether a field that this decoder does not know has anything but its default."""
+        later = self._later.get(type(event))
+        return later is not None and any(getattr(event, name) != default for name, default in later)
 
     def _completed(self, event: Any) -> AnyEvent:
         """The event as its whole type, with defaults in fields that are not known."""
@@ -154,6 +163,10 @@ class LineDecoder:
             return "invalid"
         except msgspec.DecodeError:
             return "not_json"
+
+
+def _defaults_of(kind: type[Event], names: frozenset[str]) -> list[tuple[str, Any]]:
+    return [(one.name, one.default) for one in msgspec.structs.fields(kind) if one.name in names]
 
 
 def _without(kind: type[Event], names: frozenset[str]) -> type[Any]:

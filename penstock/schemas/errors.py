@@ -121,6 +121,27 @@ class IdInUse(Conflict):
     code = "id_in_use"
 
 
+class PositionGone(PenstockError):
+    """The log no longer has what follows this position."""
+
+    code = "position_gone"
+    status = 410
+    exit_code = 7
+
+
+class UniqueConflict(Conflict):
+    """Another job holds the unique key."""
+
+    code = "unique_conflict"
+
+
+class IdempotencyKeyReused(Conflict):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency_key_reused"
+    status = 422
+
+
 # The log
 
 

@@ -80,6 +80,28 @@ class JobError(Struct, frozen=True, omit_defaults=True, gc=False):
     retryable: bool = True
 
 
+UniqueScope = Literal["until_started", "until_finished", "period"]
+OnConflict = Literal["reject", "return_existing", "replace"]
+
+
+class Unique(Struct, frozen=True, omit_defaults=True, gc=False):
+    """At most one job holds ``key`` at a time.
+
+    ``scope`` says how long this job holds it: until it is started, until it has ended, or for ``period_ms`` from its
+    beginning on, whatever becomes of it. ``on_conflict`` says what to do where another job holds it: ``reject`` and
+    ``return_existing`` both leave that job alone, and differ in what whoever asked is told; ``replace`` takes its
+    place if it waits.
+    """
+
+    key: Annotated[str, Meta(min_length=1, max_length=256)]
+    scope: UniqueScope = "until_finished"
+    period_ms: DurationMs = 0
+    on_conflict: OnConflict = "reject"
+    not_after: TimeMs = 0
+    """Later, by log time, it is no longer decided anew, so that a late copy of a line that was refused has no effect;
+    0 is never."""
+
+
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
     """The envelope. See the module."""
 
@@ -143,6 +165,8 @@ class Enqueued(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     max_attempts: Annotated[int, Meta(ge=1, le=1_000)] = 5
     backoff: Backoff = Backoff()
     request_hash: Short = ""
+    unique: Unique | None = None
+    """Its job's home is that of the key. Since rules 3."""
 
 
 class Due(LeaderJobEvent, frozen=True, kw_only=True, omit_defaults=True):
@@ -306,7 +330,7 @@ class Forgotten(LeaderJobEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Replaced(Verb, frozen=True, kw_only=True, omit_defaults=True):
-    """A newer job with the same unique key takes this one's place."""
+    """Never written: a job that takes the place of another does so by its own ``Enqueued``, at one line."""
 
 
 class Unblocked(JobEvent, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,7 +6,9 @@ The home (the whole id where there is none) decides the partition, so jobs that 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+from hashlib import sha256
 from struct import Struct
 
 # A pattern's ``$`` also matches before a newline at the end; who searches with Python's ``re`` says
@@ -41,6 +43,15 @@ def home_of(job_id: str) -> str:
     return home if mark else job_id
 
 
+_is_home = re.compile(r"[A-Za-z0-9._:\-]{1,64}\Z").match
+
+
+def home_of_key(key: str) -> str:
+    """The home of the jobs that share a key: the key itself, where it may stand in an id, else 44 characters that
+    stand for it."""
+    return key if _is_home(key) else "key:" + sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
 @lru_cache(maxsize=8_192)
 def _partition_of_home(home: str, partitions: int) -> int:
     return (murmur2(home.encode()) & 0x7FFFFFFF) % partitions
@@ -49,6 +60,19 @@ def _partition_of_home(home: str, partitions: int) -> int:
 def partition_of(job_id: str, partitions: int) -> int:
     """Partition of a job among ``partitions``: what Kafka's Java client computes for its home as key."""
     return _partition_of_home(home_of(job_id), partitions)
+
+
+_OPERATION = "op."
+
+
+def operation_event(operation: str) -> str:
+    """Id of the event by which an operation on many jobs asks each of them."""
+    return _OPERATION + operation
+
+
+def operation_of(event_id: str) -> str:
+    """The operation that an event is of; empty if of none."""
+    return event_id.removeprefix(_OPERATION) if event_id.startswith(_OPERATION) else ""
 
 
 def job_key(tenant: str, job_id: str) -> str:

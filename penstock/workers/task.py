@@ -28,7 +28,8 @@ from penstock.workers.arguments import Arguments
 from penstock.workers.errors import TaskInvalid
 
 if TYPE_CHECKING:
-    from penstock.client.http import AsyncClient, Client
+    from penstock.client.http import Client
+    from penstock.client.http_async import AsyncClient
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +41,7 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 class Enqueuer(Protocol):
-    """What sends a job: :class:`penstock.client.http.AsyncClient`, or a stand-in for tests."""
+    """What sends a job: :class:`penstock.client.http_async.AsyncClient`, or a stand-in for tests."""
 
     def enqueue(self, job_type: str, payload: Any = None, /, **options: Any) -> Awaitable[dict[str, Any]]: ...
 
@@ -134,10 +135,10 @@ class Task(Generic[P, R]):
 
 
 def default_client() -> AsyncClient:
-    """See :func:`penstock.client.http.default_client`. A worker whose handlers need none loads no HTTP client."""
-    from penstock.client import http
+    """See :func:`penstock.client.http_async.default_client`. A worker whose handlers need none loads no HTTP client."""
+    from penstock.client import http_async
 
-    return http.default_client()
+    return http_async.default_client()
 
 
 @overload

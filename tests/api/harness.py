@@ -14,6 +14,7 @@ from penstock.api.app import create_app
 from penstock.api.deps import ApiDeps, ApiOptions
 from penstock.api.gateway import Gateway
 from penstock.api.metrics import ApiMetrics
+from penstock.api.operating import OperationWorker
 from penstock.api.registry import WorkerRegistry
 from penstock.client.idgen import new_id
 from penstock.log.bundler import Bundler
@@ -111,7 +112,10 @@ async def bench(
             gateway=await stack.enter_async_context(Gateway(log, topics, new_id())),
             metrics=ApiMetrics(),
             options=options or ApiOptions(),
+            made_with=namespace.rules,
         )
+        if orchestrate:
+            await stack.enter_async_context(OperationWorker(deps, "api"))
         if now_ms is not None:
             deps.now_ms = now_ms
         transport = httpx.ASGITransport(create_app(deps), raise_app_exceptions=False)

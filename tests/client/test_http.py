@@ -13,7 +13,8 @@ import pytest
 
 from penstock.client import calls
 from penstock.client.calls import Answer, Call, Calls, Pause, error_of
-from penstock.client.http import AsyncClient, Client, default_client
+from penstock.client.http import Client
+from penstock.client.http_async import AsyncClient, default_client
 from penstock.schemas import errors
 
 Handler = Callable[[httpx.Request], httpx.Response]

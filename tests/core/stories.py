@@ -7,8 +7,8 @@
 Time is the record's, in ms. An event is its type, optionally its id, and fields; what a row leaves out is filled in
 as a well-behaved writer would: the epoch in force, the job's `seen`, its lease, its `Enqueued`. `seen=#2` is the
 position of the story's second row, `not_after=+5` is 5 ms after the row's time. State `-` is no job. More: fields of
-the job afterwards; `@x` is the hash of the body x. A refused event must leave the job's row as it was, but for
-the remembered verdicts of verbs.
+the job afterwards; `@x` is the hash of the body x. State and more are of the job J, whatever job a row's event is
+about. A refused event must leave the job's row as it was, but for the remembered verdicts of verbs.
 """
 
 from __future__ import annotations
@@ -126,10 +126,11 @@ def _set(line: dict[str, Any], name: str, value: str, time_ms: int) -> None:
         line["backoff"] = {"kind": value, "base_ms": 100, "jitter": 0}
     elif name == "errors":
         line["errors"] = [{"code": code} for code in value.split(",")]
-    elif name.startswith("changes."):
-        changes: dict[str, Any] = {}
-        _set(changes, name.removeprefix("changes."), value, time_ms)
-        line["changes"] |= changes
+    elif name.startswith(("changes.", "unique.")):
+        field, _, inner = name.partition(".")
+        parts: dict[str, Any] = {}
+        _set(parts, inner, value, time_ms)
+        line[field] = line.get(field, {}) | parts
     elif value.startswith("#"):
         line[name] = pack(EPOCH_OFFSET + int(value[1:]), 0)
     elif value.startswith("+"):

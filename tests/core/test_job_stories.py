@@ -7,7 +7,8 @@ import re
 import pytest
 
 from penstock.core.job import MAX_VERDICTS, TRANSITIONS
-from tests.core.stories import Story, play
+from tests.core.stories import JOB, Story, play
+from tests.core.unique_stories import OF_RULES_2, UNIQUE_STORIES
 from tests.core.verb_stories import ACTIVE, CANCELLING, DEAD, OF_RULES_1, READY, VERB_STORIES
 
 STORIES = {
@@ -312,7 +313,7 @@ STORIES = {
         """,
 }
 
-STORIES |= VERB_STORIES
+STORIES |= VERB_STORIES | UNIQUE_STORIES
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -323,6 +324,11 @@ def test_story(name: str) -> None:
 @pytest.mark.parametrize("name", OF_RULES_1)
 def test_story_of_rules_1(name: str) -> None:
     play(OF_RULES_1[name], rules=1)
+
+
+@pytest.mark.parametrize("name", OF_RULES_2)
+def test_story_of_rules_2(name: str) -> None:
+    play(OF_RULES_2[name], rules=2)
 
 
 def test_the_stories_take_every_arrow_of_the_table() -> None:
@@ -338,8 +344,10 @@ def test_the_stories_take_every_arrow_of_the_table() -> None:
         for row in table.strip().splitlines():
             story.play(row)
             after = story.job.state if story.job else None
-            if story.last is not None and story.last.outcome == "applied":
-                taken.add((type(story.last.event).__name__, before, after))
+            told = story.last
+            about = told is not None and f"default/{JOB}" in (told.key, told.also.key if told.also else "")
+            if told is not None and told.outcome == "applied" and about:
+                taken.add((type(told.event).__name__, before, after))
             before = after
     assert taken == arrows
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from penstock.client.http import AsyncClient
+from penstock.client.http_async import AsyncClient
 from penstock.client.producer import LogProducer
 from penstock.log.namespace import open_namespace
 from penstock.projections.remote import RemoteReadModel
 from penstock.schemas import events as ev
 from penstock.schemas.errors import (
+    Conflict,
     IdInUse,
     JobDeleted,
     JobNotFound,
@@ -28,6 +30,7 @@ from penstock.schemas.errors import (
     ReadBehind,
     ReadModelUnavailable,
     ServerUnreachable,
+    UniqueConflict,
 )
 from penstock.schemas.position import Position
 from tests.sim.host import Host
@@ -41,9 +44,12 @@ class ProducerHost(Host):
 
     role = "producer"
 
-    def __init__(self, world: World, name: str, apis: list[Exchange] | None = None) -> None:
+    def __init__(
+        self, world: World, name: str, turned_away: Callable[[str], bool], apis: list[Exchange] | None = None
+    ) -> None:
         super().__init__(world, name)
         self._apis = apis
+        self._turned_away = turned_away
         self._waiting: dict[str, ev.Enqueued] = {}
         self._sender: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,16 +110,25 @@ class ProducerHost(Host):
                 produced = await sender.enqueue(
                     event.job_type, json.loads(bytes(event.payload)), **_options(event)
                 )
+            except UniqueConflict:
+                world.stats["keys in use"] += 1
+                self._waiting.pop(event.job, None)
+                return
             except IdInUse:
                 self.refused.add(event.job)
                 self._waiting.pop(event.job, None)
                 world.stats["ids in use"] += 1
                 return
-            except (LogError, ServerUnreachable, ReadBehind, ReadModelUnavailable) as error:
+            except (LogError, ServerUnreachable, ReadBehind, ReadModelUnavailable, Conflict) as error:
+                # A conflict is left where the log does not follow the rules of unique keys yet.
                 world.stats[f"enqueue {error.code}"] += 1
                 await asyncio.sleep(world.between(50, 2_000) / 1_000)
             else:
                 break
+        if self._apis is not None and produced["id"] != event.job:
+            world.stats["others returned"] += 1
+            self._waiting.pop(event.job, None)
+            return
         world.stats[f"enqueued by {self.name}"] += 1
         self.told[event.job] = getattr(produced, "position", None)
         self._waiting.pop(event.job, None)
@@ -143,7 +158,9 @@ class ProducerHost(Host):
                 self._not_found(job)
 
     def _not_found(self, job: str) -> None:
-        if f"default/{job}" in self.world.forgotten:
+        if self._turned_away(f"default/{job}"):
+            self.world.stats["reads of the turned away"] += 1
+        elif f"default/{job}" in self.world.forgotten:
             self.world.stats["reads of the forgotten"] += 1
         else:
             self.world.complaints.append(f"{self.name} does not find {job}, which it had written")
@@ -162,6 +179,11 @@ def _options(event: ev.Enqueued) -> dict[str, Any]:
         options["delay_ms"] = event.delay_ms
     if event.expires_at:
         options["expires_at"] = _text(event.expires_at)
+    if event.unique is not None:
+        unique = event.unique
+        options["unique"] = {"key": unique.key, "scope": unique.scope, "on_conflict": unique.on_conflict}
+        if unique.period_ms:
+            options["unique"]["period_ms"] = unique.period_ms
     return options
 
 

@@ -68,7 +68,7 @@ class Producer:
         world, random = self.world, self.world.random
         steps = [random.choice(self._steps) for _ in range(3)] + ["ok"]
         hangs = not NEEDS_TIMEOUT.isdisjoint(steps)
-        home = f"~h{random.randint(0, 3)}" if random.random() < 0.2 else ""
+        home = f"~h{random.randint(0, 3)}" if random.random() < 0.3 else ""
         job_id = f"j{number}{home}"
         event = ev.Enqueued(
             id=f"enq.{job_id}",
@@ -86,6 +86,7 @@ class Producer:
             backoff=ev.Backoff(
                 kind=random.choice(("none", "fixed", "exponential")), base_ms=400, max_ms=3_000
             ),
+            unique=self._unique(home.removeprefix("~")) if home and random.random() < 0.6 else None,
         )
         self._sent.append(event)
         if not self._send(event):
@@ -101,6 +102,18 @@ class Producer:
             world.after(world.between(0, 10_000), lambda: self._put(bumped))
         if world.chance(world.weather.verbs / 2):
             world.after(world.between(0, 12), lambda: self._change_of_mind(event))
+
+    def _unique(self, key: str) -> ev.Unique:
+        """Few homes, so that many want the same key at a time."""
+        random = self.world.random
+        scope = random.choice(("until_started", "until_finished", "period"))
+        return ev.Unique(
+            key=key,
+            scope=scope,
+            period_ms=random.choice((200, 3_000, 9_000)) if scope == "period" else 0,
+            on_conflict=random.choice(("reject", "return_existing", "replace", "replace")),
+            not_after=random.choice((0, self.world.now_ms + self._patience_ms)),
+        )
 
     def _put(self, event: ev.Event, *, misrouted: bool = False) -> None:
         count = self.world.names.partitions

@@ -91,6 +91,8 @@ class Referee:
         ]
         self.digests: dict[tuple[int, int], str] = {}
         self.books: dict[str, Book] = defaultdict(Book)
+        self.periods: dict[str, int] = {}
+        """Of jobs with a unique key, ms."""
         self.jobs: dict[str, Job] = {}
         self.epochs = [-1] * count
         self.lease_ids: set[str] = set()
@@ -100,6 +102,8 @@ class Referee:
         self.quarantined: set[tuple[int, int]] = set()
         self.enqueued: set[str] = set()
         """Keys of jobs that somebody put on the log, in whatever partition."""
+        self._turned_away: set[str] = set()
+        """Keys of jobs that did not begin, for their unique key was held or their time had passed."""
         world.on_job_record = self.take
 
     def take(self, record: Record) -> None:
@@ -152,9 +156,14 @@ class Referee:
         if isinstance(event, ev.Enqueued) and folded.outcome in ("applied", "misrouted"):
             self.enqueued.add(f"{event.tenant}/{event.job}")
         if folded.outcome == "applied":
+            if folded.also is not None:
+                self._replaced(folded, folded.also)
             self._accepted(number, folded, event)
         else:
             self._refused(folded)
+            if isinstance(event, ev.Enqueued) and folded.before is None and folded.outcome != "misrouted":
+                self.enqueued.discard(folded.key)
+                self._turned_away.add(folded.key)
 
     def _forwarded_copy(self, number: int, folded: Folded, event: ev.AnyEvent) -> None:
         if not event.origin or folded.reason == "already forwarded":
@@ -235,6 +244,8 @@ class Referee:
             self._verb(folded, event)
         if isinstance(event, ev.Enqueued):
             book.payload, book.checkpoint = bytes(event.payload), b"null"
+            if event.unique is not None:
+                self.periods[key] = event.unique.period_ms
         elif isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
@@ -263,6 +274,44 @@ class Referee:
         if job.state == "dead" and not job.dead_lettered:
             book.dead_since = world.mono_ms
         self.jobs[key] = job
+        if job.unique_key:
+            self._alone(folded, job, began=isinstance(event, ev.Enqueued))
+
+    def _alone(self, folded: Folded, job: Job, *, began: bool) -> None:
+        """Of the jobs with one key, no two hold it."""
+        now_ms = folded.time_ms
+        holders = [
+            other
+            for other in self.jobs.values()
+            if (other.unique_key, other.tenant) == (job.unique_key, job.tenant)
+            and self._has_key(other, now_ms)
+        ]
+        self.world.require(len(holders) <= 1, _saying(folded, "two jobs hold one key"))
+        if began:
+            self.world.stats["keys taken"] += 1
+
+    def _has_key(self, job: Job, now_ms: int) -> bool:
+        if job.unique_scope == "until_started":
+            return job.state in WAITING and not self.books[job.key].leases
+        if job.unique_scope == "period":
+            return job.state != "deleted" and now_ms < job.created_at_ms + self.periods[job.key]
+        return job.state not in TERMINAL
+
+    def _replaced(self, folded: Folded, other: Folded) -> None:
+        """A job that waited is cancelled by another that asked for its place, and for its key."""
+        told, known, event = partial(_saying, folded), self.jobs[other.key], folded.event
+        assert isinstance(event, ev.Enqueued)
+        assert event.unique is not None
+        self.world.stats["jobs replaced"] += 1
+        self.world.require(event.unique.on_conflict == "replace", told("it did not ask to replace"))
+        self.world.require(known.state in WAITING, told("what was replaced did not wait"))
+        self.world.require(known.unique_key == event.unique.key, told("what was replaced had another key"))
+        self.world.require(
+            other.after is not None and other.after.state == "cancelled", told("what was replaced goes on")
+        )
+        if other.after is not None:
+            self.jobs[other.key] = other.after
+        self.history[other.key].append(event.id)
 
     def _verb(self, folded: Folded, event: ev.Verb) -> None:
         """Each verb does what it says, to a job of which that can be asked."""
@@ -295,6 +344,10 @@ class Referee:
         world.stats[f"jobs {job.state}"] += 1
 
     # At the end
+
+    def turned_away(self, key: str) -> bool:
+        """Whether a job did not begin."""
+        return key in self._turned_away
 
     def held(self) -> list[Job]:
         """Jobs that wait until somebody lets them go."""

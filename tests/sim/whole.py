@@ -82,9 +82,9 @@ class WholeRun:
         self.workers = [
             self._worker(number, doors) for number in range(weather.workers + weather.http_workers)
         ]
-        self.producers = [ProducerHost(world, "log-producer")]
+        self.producers = [ProducerHost(world, "log-producer", referee.turned_away)]
         if doors:
-            self.producers.append(ProducerHost(world, "rest-producer", doors))
+            self.producers.append(ProducerHost(world, "rest-producer", referee.turned_away, doors))
         self.folding: list[FoldingHost] = [*self.orchestrators, *self.projections]
         self.hosts: list[Host] = [*self.folding, *self.apis, *self.workers, *self.producers]
         self.upgrader = UpgraderHost(world, self.folding) if weather.upgrade_ms else None
@@ -280,7 +280,7 @@ class WholeRun:
         for host in self.producers:
             for job in host.told:
                 key = f"default/{job}"
-                known = key in self.referee.jobs or key in world.forgotten
+                known = key in self.referee.jobs or key in world.forgotten or self.referee.turned_away(key)
                 world.require(known, f"{job} was acknowledged and is lost")
         if self.weather.calm and not self.weather.verbs:
             self._reckon_calm()

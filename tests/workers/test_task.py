@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from penstock.client.http import AsyncClient, Client
+from penstock.client.http import Client
+from penstock.client.http_async import AsyncClient
 from penstock.workers.app import App, collect
 from penstock.workers.context import Context
 from penstock.workers.errors import AppInvalid, InvalidPayload, TaskInvalid

@@ -1,0 +1,87 @@
+"""What a caller may say about which jobs are meant: the ``filter`` of a search and of an operation on many jobs."""
+
+# No `from __future__ import annotations`: msgspec reads these hints at run time.
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from penstock.api.intake import TENANT
+from penstock.client.enqueued import time_ms
+from penstock.client.requests import Moment
+from penstock.core.job_state import State
+from penstock.projections.port import JobFilter
+from penstock.schemas.errors import InvalidField
+from penstock.schemas.events import Count, Priority
+from penstock.schemas.names import CheckedName
+
+MOST_VALUES = 100
+_TEXT_CHARS = 256
+
+Names = CheckedName | Annotated[list[CheckedName], Meta(max_length=MOST_VALUES)]
+States = State | Annotated[list[State], Meta(max_length=MOST_VALUES)]
+Priorities = Priority | Annotated[list[Priority], Meta(max_length=MOST_VALUES)]
+Text = Annotated[str, Meta(max_length=_TEXT_CHARS)]
+Worker = Annotated[str, Meta(max_length=_TEXT_CHARS)]
+Workers = Worker | Annotated[list[Worker], Meta(max_length=MOST_VALUES)]
+
+
+class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job matches when all that is given does; where one field has several values, any of them will do.
+
+    ``tags`` must be there all, of ``tags_any`` one. ``_after`` includes the moment, ``_before`` does not.
+    ``error_contains`` is looked for in codes and messages of its errors, ``payload_contains`` in the payload as JSON,
+    and each word of ``text`` in these, in the type and in the tags, whatever its case.
+    """
+
+    tenant: Literal["default"] = TENANT
+    state: States | None = None
+    queue: Names | None = None
+    pool: Names | None = None
+    type: Names | None = None
+    priority: Priorities | None = None
+    tags: Names | None = None
+    tags_any: Names | None = None
+    worker: Workers | None = None
+    unique_key: Text | None = None
+    id_prefix: Text | None = None
+    attempt_min: Count | None = None
+    attempt_max: Count | None = None
+    has_errors: bool | None = None
+    error_contains: Text | None = None
+    payload_contains: Text | None = None
+    text: Text | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    scheduled_after: Moment | None = None
+    scheduled_before: Moment | None = None
+    started_after: Moment | None = None
+    started_before: Moment | None = None
+    finished_after: Moment | None = None
+    finished_before: Moment | None = None
+    expires_after: Moment | None = None
+    expires_before: Moment | None = None
+
+    def plain(self) -> JobFilter:
+        """As the read model takes it. Raises InvalidField for a time outside the years 1970 to 9999."""
+        given: dict[str, Any] = {}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and field.name != "tenant":
+                given[field.name] = _plain(field.name, value)
+        if given.get("state") == ():
+            raise InvalidField("state: an empty list matches nothing", field="state")
+        return JobFilter(**given)
+
+
+_SEVERAL = frozenset({"state", "queue", "pool", "type", "priority", "tags", "tags_any", "worker"})
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return time_ms(name, value)
+    if name in _SEVERAL:
+        return (value,) if isinstance(value, str) else tuple(value)
+    return value

@@ -1,0 +1,252 @@
+"""The asynchronous client of the API: see :mod:`penstock.client.http`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from penstock.client.calls import DEFAULT_SERVER, Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.event_stream import EVENTS, EventReader, events_params
+from penstock.client.requests import CloneOptions, JobOptions
+from penstock.client.sending import (
+    RECONNECT_S,
+    REQUEST_TIMEOUT_S,
+    STREAM_TIMEOUT,
+    answer,
+    checked,
+    reason,
+    request,
+)
+from penstock.schemas.errors import ServerUnreachable
+from penstock.schemas.events import Priority
+
+_Result = TypeVar("_Result")
+
+
+class AsyncClient:
+    """An asynchronous client: arguments and methods as :class:`~penstock.client.http.Client`'s.
+
+    Use as an async context manager, in one event loop.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        patience_ms: int = 10_000,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.server = checked(server)
+        self._calls = Calls(self.server, patience_ms)
+        self._http = httpx.AsyncClient(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def enqueue(self, job_type: str, payload: Any = None, /, **options: Unpack[JobOptions]) -> Json:
+        """As :meth:`~penstock.client.http.Client.enqueue`."""
+        return await self._run(self._calls.enqueue(job_type, payload, options))
+
+    async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
+        """As :meth:`~penstock.client.http.Client.enqueue_many`."""
+        return await self._run(self._calls.enqueue_many(requests))
+
+    async def cancel(self, job_id: str, reason: str = "") -> Json:
+        """As :meth:`~penstock.client.http.Client.cancel`."""
+        return await self._run(self._calls.change(job_id, "cancel", {"reason": reason or None}))
+
+    async def retry(self, job_id: str, attempts: int | None = None) -> Json:
+        """As :meth:`~penstock.client.http.Client.retry`."""
+        return await self._run(self._calls.change(job_id, "retry", {"attempts": attempts}))
+
+    async def reschedule(
+        self, job_id: str, *, run_at: datetime | str | None = None, delay_ms: int | None = None
+    ) -> Json:
+        """As :meth:`~penstock.client.http.Client.reschedule`."""
+        fields = {"run_at": run_at, "delay_ms": delay_ms}
+        return await self._run(self._calls.change(job_id, "reschedule", fields))
+
+    async def prioritise(self, job_id: str, priority: Priority) -> Json:
+        """As :meth:`~penstock.client.http.Client.prioritise`."""
+        return await self._run(self._calls.change(job_id, "priority", {"priority": priority}))
+
+    async def move(self, job_id: str, *, queue: str | None = None, pool: str | None = None) -> Json:
+        """As :meth:`~penstock.client.http.Client.move`."""
+        return await self._run(self._calls.change(job_id, "move", {"queue": queue, "pool": pool}))
+
+    async def hold(self, job_id: str, reason: str = "") -> Json:
+        """As :meth:`~penstock.client.http.Client.hold`."""
+        return await self._run(self._calls.change(job_id, "hold", {"reason": reason or None}))
+
+    async def unhold(self, job_id: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.unhold`."""
+        return await self._run(self._calls.change(job_id, "unhold", {}))
+
+    async def delete(self, job_id: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.delete`."""
+        return await self._run(self._calls.change(job_id, "delete", {}))
+
+    async def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
+        """As :meth:`~penstock.client.http.Client.clone`."""
+        return await self._run(self._calls.clone(job_id, changes))
+
+    async def get(self, job_id: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.get`."""
+        return await self._run(self._calls.get(job_id))
+
+    async def history(self, job_id: str) -> list[Json]:
+        """As :meth:`~penstock.client.http.Client.history`."""
+        return await self._run(self._calls.history(job_id))
+
+    async def result(self, job_id: str, timeout_ms: int = 0) -> Any:
+        """As :meth:`~penstock.client.http.Client.result`."""
+        return await self._run(self._calls.result(job_id, timeout_ms))
+
+    async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
+        """As :meth:`~penstock.client.http.Client.jobs`."""
+        cursor = ""
+        while True:
+            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
+            for job in page["items"]:
+                yield job
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    async def search(
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", **more: Any
+    ) -> AsyncIterator[Json]:
+        """As :meth:`~penstock.client.http.Client.search`."""
+        cursor = ""
+        while True:
+            page = await self._run(self._calls.search_page({**(filter or {}), **more}, sort, cursor))
+            for job in page["items"]:
+                yield job
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    async def search_page(
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200
+    ) -> Json:
+        """As :meth:`~penstock.client.http.Client.search_page`."""
+        return await self._run(self._calls.search_page(filter or {}, sort, cursor, limit))
+
+    async def operate(
+        self, action: str, *, ids: Iterable[str] | None = None, filter: Mapping[str, Any] | None = None,
+        args: Mapping[str, Any] | None = None, dry_run: bool = False,
+    ) -> Json:  # fmt: skip
+        """As :meth:`~penstock.client.http.Client.operate`."""
+        return await self._run(self._calls.operate(action, ids, filter, args or {}, dry_run=dry_run))
+
+    async def operation(self, operation_id: str, timeout_ms: int = 0) -> Json:
+        """As :meth:`~penstock.client.http.Client.operation`."""
+        return await self._run(self._calls.operation(operation_id, timeout_ms))
+
+    async def operation_items(self, operation_id: str) -> AsyncIterator[Json]:
+        """As :meth:`~penstock.client.http.Client.operation_items`."""
+        cursor = ""
+        while True:
+            page = await self._run(self._calls.operation_items(operation_id, cursor))
+            for item in page["items"]:
+                yield item
+            cursor = page["next_cursor"] or ""
+            if not cursor:
+                return
+
+    async def cancel_operation(self, operation_id: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.cancel_operation`."""
+        return await self._run(self._calls.cancel_operation(operation_id))
+
+    async def events(self, *, after: str = "", reconnect: bool = True, **filters: str) -> AsyncIterator[Json]:
+        """As :meth:`~penstock.client.http.Client.events`."""
+        while True:
+            reader = EventReader()
+            call = Call("GET", EVENTS, events_params(after, filters))
+            try:
+                async with self._http.stream(
+                    call.method, call.path, params=call.params, timeout=STREAM_TIMEOUT
+                ) as response:
+                    if response.status_code >= 400:
+                        await response.aread()
+                        raise error_of(answer(response))
+                    async for line in response.aiter_lines():
+                        event = reader.take(line)
+                        if event is not None:
+                            after = event["token"]
+                            if "type" in event:
+                                yield event
+            except httpx.HTTPError as error:
+                if not reconnect:
+                    raise ServerUnreachable(
+                        f"{self.server} does not answer: {reason(error)}", server=self.server
+                    ) from error
+            if not reconnect:
+                return
+            await asyncio.sleep(RECONNECT_S)
+
+    async def jobs_page(
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
+    ) -> Json:
+        """As :meth:`~penstock.client.http.Client.jobs_page`."""
+        return await self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
+
+    async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
+        """As :meth:`~penstock.client.http.Client.wait`."""
+        return await self._run(self._calls.wait(job_id, timeout_ms))
+
+    async def counts(self) -> Any:
+        """As :meth:`~penstock.client.http.Client.counts`."""
+        return await self._run(self._calls.resource("counts"))
+
+    async def queues(self) -> Any:
+        return await self._run(self._calls.resource("queues"))
+
+    async def workers(self) -> Any:
+        return await self._run(self._calls.resource("workers"))
+
+    async def resource(self, name: str, **params: str) -> Any:
+        """As :meth:`~penstock.client.http.Client.resource`."""
+        return await self._run(self._calls.resource(name, **params))
+
+    async def sent(self, call: Call) -> Any:
+        """As :meth:`~penstock.client.http.Client.sent`."""
+        return await self._run(self._calls.ask(call))
+
+    async def _run(self, steps: Generator[Any, Any, _Result]) -> _Result:
+        answer: Answer | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.pause_ms / 1_000)
+                answer = None
+            else:
+                answer = await self._send(step)
+
+    async def _send(self, call: Call) -> Answer:
+        try:
+            return answer(await self._http.send(request(self._http, call)))
+        except httpx.HTTPError as error:
+            return Answer(0, {}, b"", reason(error))
+
+
+def default_client(**options: Any) -> AsyncClient:
+    """An :class:`AsyncClient` of the server that ``PENSTOCK_SERVER`` names."""
+    return AsyncClient(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER, **options)

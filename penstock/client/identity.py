@@ -1,0 +1,44 @@
+"""The id of a job that is put in: given, made of an idempotency key, or new; and the home that it must have."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from penstock.client.idgen import new_id, new_id_of_key
+from penstock.client.requests import JobRequest
+from penstock.schemas.errors import InvalidField
+from penstock.schemas.ids import home_of, home_of_key
+
+PREFIX = "idem:"
+
+
+def id_of_key(tenant: str, idempotency_key: str) -> str:
+    """The id, without a home, that an idempotency key of a tenant stands for."""
+    return PREFIX + sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()[:40]
+
+
+def fixed_id(request: JobRequest, tenant: str) -> str | None:
+    """The id that a request fixes; None where any new one will do.
+
+    Raises:
+        InvalidField: it gives an id and an idempotency key, or an id that does not live where its unique key does.
+    """
+    home = None if request.unique is None else home_of_key(request.unique.key)
+    if request.idempotency_key is not None:
+        if request.id is not None:
+            raise InvalidField("idempotency_key: give it or an id, not both", field="idempotency_key")
+        job_id = id_of_key(tenant, request.idempotency_key)
+        return job_id if home is None else f"{job_id}~{home}"
+    if request.id is not None and home is not None and home_of(request.id) != home:
+        raise InvalidField(
+            f"id: a job with this unique key is at home in {home!r}: end it in ~{home}", field="id"
+        )
+    return request.id
+
+
+def own_id(request: JobRequest, tenant: str) -> str:
+    """The id of the job that a request asks for. Raises as :func:`fixed_id`."""
+    job_id = fixed_id(request, tenant)
+    if job_id is not None:
+        return job_id
+    return new_id() if request.unique is None else new_id_of_key(request.unique.key)

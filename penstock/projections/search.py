@@ -1,0 +1,252 @@
+"""Searching jobs: whatever is asked, in any order, a page at a time, and never a scan of all in one go.
+
+::
+
+    filter ──▶ where to look: a unique key's jobs, a tag's, ids with a prefix, or groups by state, queue, pool and type
+                    │ keys in creation order, a slice at a time
+                    ▼
+               the jobs' rows ──▶ pass? ──▶ their errors and bodies, only where those are asked for ──▶ pass? ──▶ page
+
+A call looks at no more than :data:`EXAMINED_ROWS`. Where that does not fill a page, what was found is answered with a
+cursor that goes on from the last job looked at, so a page may be short, or empty, and not the last. Cursors are a place
+in the order: what comes or goes meanwhile neither repeats a job nor skips one that stays as it is.
+
+By creation time a search walks along an index. Other orders need all matches at once, and are for filters that leave at
+most :data:`MOST_SORTED` jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from penstock.core.job_state import Job
+from penstock.projections.candidates import ListKey
+from penstock.projections.filters import passes_inside, row_test
+from penstock.projections.merge import check_limit
+from penstock.projections.port import JobView, SearchPage, SearchQuery, Sort
+from penstock.projections.queries import PAGE_BYTES, PartitionQueries
+from penstock.schemas.errors import InvalidCursor, InvalidField
+from penstock.schemas.ids import job_key
+from penstock.schemas.limits import MAX_TIME_MS
+
+EXAMINED_ROWS = 10_000
+SLICE_ROWS = 256
+MOST_SORTED = 10_000
+MOST_SORTED_EXAMINED = 200_000
+
+
+class Order:
+    """A sort, as a direction and the value that jobs are compared by."""
+
+    def __init__(self, sort: Sort) -> None:
+        self.sort = sort
+        self.descending = sort.startswith("-")
+        self.field = sort.removeprefix("-")
+        self.by_creation = self.field == "created_at"
+        self._attribute = {"updated_at": "time_ms"}.get(self.field, f"{self.field}_ms")
+
+    def of(self, job: Job) -> ListKey:
+        """Where a job stands."""
+        return int(getattr(job, self._attribute)), job.id
+
+    def of_view(self, job: JobView) -> ListKey:
+        """As :meth:`of`, of a job as it is shown."""
+        text = getattr(job, self.field)
+        return 0 if text is None else _time_ms(text), job.id
+
+    def behind(self, key: ListKey, other: ListKey) -> bool:
+        """Whether a job comes after another."""
+        return key < other if self.descending else key > other
+
+    def nearest(self, keys: Sequence[ListKey]) -> ListKey:
+        """The one that comes first."""
+        return max(keys) if self.descending else min(keys)
+
+    def cursor(self, key: ListKey) -> str:
+        """Goes on behind this place."""
+        text = f"{self.sort} {key[0]}.{key[1]}"
+        return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def parse(self, cursor: str) -> ListKey | None:
+        """The place that a cursor goes on behind; None for no cursor. Raises InvalidCursor."""
+        if not cursor:
+            return None
+        try:
+            text = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        except (binascii.Error, UnicodeError, ValueError) as error:
+            raise InvalidCursor("cursor is not one that a search gave out") from error
+        sort, _, place = text.partition(" ")
+        value, dot, job_id = place.partition(".")
+        if not dot or not value.isdigit() or len(value) > 15 or int(value) > MAX_TIME_MS:
+            raise InvalidCursor("cursor is not one that a search gave out")
+        if sort != self.sort:
+            raise InvalidCursor(f"cursor is of a search sorted by {sort}")
+        return int(value), job_id
+
+
+def _time_ms(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+
+
+class _Match(NamedTuple):
+    key: ListKey
+    partition: int
+
+
+class Search:
+    """One page over the partitions of one process.
+
+    Args:
+        queries: by partition.
+    """
+
+    def __init__(self, query: SearchQuery, queries: Mapping[int, PartitionQueries]) -> None:
+        check_limit(query.limit)
+        self._query = query
+        self._queries = queries
+        self._order = Order(query.sort)
+        self._after = self._order.parse(query.cursor)
+        self._passes = row_test(query.filter)
+        self._examined = 0
+
+    async def page(self) -> SearchPage:
+        """Look until the page is full, or enough was looked at. Others have their turns in between."""
+        if self._order.by_creation:
+            matches, edges = await self._along_the_index()
+        else:
+            matches, edges = await self._sorted(), []
+        order, limit = self._order, self._query.limit
+        if edges:
+            edge = order.nearest(edges)
+            matches = [match for match in matches if not order.behind(match.key, edge)]
+        matches.sort(key=lambda match: match.key, reverse=order.descending)
+        shown = self._shown(matches[:limit])
+        if len(shown) < len(matches):
+            next_cursor = order.cursor(matches[len(shown) - 1].key)
+        else:
+            next_cursor = order.cursor(order.nearest(edges)) if edges else None
+        return SearchPage([view for view in shown if view is not None], next_cursor, self._total())
+
+    def _total(self) -> int | None:
+        wanted = self._query.filter
+        if not wanted.counted:
+            return None
+        return sum(queries.number_of(self._query.tenant, wanted) for queries in self._queries.values())
+
+    async def _along_the_index(self) -> tuple[list[_Match], list[ListKey]]:
+        """Matches, and for each partition that was not looked at to its end how far it was."""
+        found: list[_Match] = []
+        edges: list[ListKey] = []
+        most = max(SLICE_ROWS, EXAMINED_ROWS // max(1, len(self._queries)))
+        for partition, queries in self._queries.items():
+            edge, examined, here = self._after, 0, 0
+            while True:
+                keys = queries.candidates.of(
+                    self._query.tenant,
+                    self._query.filter,
+                    edge,
+                    SLICE_ROWS,
+                    descending=self._order.descending,
+                )
+                matches = self._matching(queries, keys)
+                found.extend(_Match(key, partition) for key in matches)
+                examined += len(keys)
+                here += len(matches)
+                if len(keys) < SLICE_ROWS:
+                    break
+                edge = keys[-1]
+                if here > self._query.limit or examined >= most:
+                    edges.append(edge)
+                    break
+                await asyncio.sleep(0)
+        return found, edges
+
+    async def _sorted(self) -> list[_Match]:
+        """All matches that come after the cursor."""
+        order = self._order
+        found: list[_Match] = []
+        matching = examined = 0
+        for partition, queries in self._queries.items():
+            edge: ListKey | None = None
+            while True:
+                keys = queries.candidates.of(
+                    self._query.tenant, self._query.filter, edge, SLICE_ROWS, descending=True
+                )
+                places = self._matching(queries, keys, order.of)
+                examined += len(keys)
+                matching += len(places)
+                if matching > MOST_SORTED or examined > MOST_SORTED_EXAMINED:
+                    raise InvalidField(
+                        f"sort: too many jobs to sort by {order.field}: narrow the filter down, or sort by created_at",
+                        field="sort",
+                    )
+                found.extend(
+                    _Match(place, partition)
+                    for place in places
+                    if self._after is None or order.behind(place, self._after)
+                )
+                if len(keys) < SLICE_ROWS:
+                    break
+                edge = keys[-1]
+                await asyncio.sleep(0)
+        return found
+
+    def _matching(
+        self,
+        queries: PartitionQueries,
+        keys: Sequence[ListKey],
+        place_of: Callable[[Job], ListKey] | None = None,
+    ) -> list[ListKey]:
+        """Those that match, each as its place by ``place_of``, or in creation order."""
+        tenant, passes = self._query.tenant, self._passes
+        names = [job_key(tenant, job_id) for _, job_id in keys]
+        passed = [
+            (name, place_of(job) if place_of else key)
+            for name, key, job in zip(names, keys, queries.jobs(names), strict=True)
+            if job is not None and passes(job)
+        ]
+        wanted = self._query.filter
+        if not wanted.looks_inside:
+            return [place for _, place in passed]
+        views = queries.views([name for name, _ in passed])
+        return [
+            place
+            for (_, place), view in zip(passed, views, strict=True)
+            if view is not None and passes_inside(wanted, view)
+        ]
+
+    def _shown(self, matches: Sequence[_Match]) -> list[JobView | None]:
+        """Views in order, as many as fit a page: the first always does. None for one that has gone meanwhile."""
+        shown: list[JobView | None] = []
+        size = 0
+        for match in matches:
+            [view] = self._queries[match.partition].views([job_key(self._query.tenant, match.key[1])])
+            if view is not None:
+                size += len(view.payload) + len(view.result) + len(view.checkpoint) + len(view.metadata)
+            if size > PAGE_BYTES and shown:
+                break
+            shown.append(view)
+        return shown
+
+
+def merge_search_pages(pages: Sequence[SearchPage], query: SearchQuery) -> SearchPage:
+    """Pages of several processes as one."""
+    order = Order(query.sort)
+    edges = [edge for page in pages if (edge := order.parse(page.next_cursor or "")) is not None]
+    items = [item for page in pages for item in page.items]
+    items.sort(key=order.of_view, reverse=order.descending)
+    if edges:
+        edge = order.nearest(edges)
+        items = [item for item in items if not order.behind(order.of_view(item), edge)]
+    totals = [page.total for page in pages]
+    total = None if None in totals else sum(filter(None, totals))
+    if len(items) > query.limit:
+        items = items[: query.limit]
+        return SearchPage(items, order.cursor(order.of_view(items[-1])), total)
+    return SearchPage(items, order.cursor(order.nearest(edges)) if edges else None, total)
