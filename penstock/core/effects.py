@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 
-from msgspec import Raw, msgpack
+from msgspec import Raw, msgpack, structs
 
-from penstock.core.job_state import Job, Place, State, Verdict, copy_of
+from penstock.core.job_state import Job, KeyedJob, Place, State, Verdict, copy_of
 from penstock.core.retry import delay_ms
 from penstock.schemas import events as ev
 
@@ -79,10 +79,12 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
         scheduled_at_ms=max(due_at_ms, now_ms),
     )  # fmt: skip
     unique = event.unique
-    if unique is not None:
-        job.unique_key, job.unique_scope = unique.key, unique.scope
-        job.unique_until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
-    return job
+    if unique is None:
+        return job
+    until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
+    return KeyedJob(
+        **structs.asdict(job), unique_key=unique.key, unique_scope=unique.scope, unique_until_ms=until_ms
+    )
 
 
 def due(job: Job, event: ev.Due, place: Place) -> Job:

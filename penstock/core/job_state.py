@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from msgspec import Struct
 
@@ -102,15 +102,24 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
     refunds: int = 0
     """Attempts given back in a row because their holder vanished before it started; bounds a job that kills its
     workers."""
-    unique_key: str = ""
-    unique_scope: ev.UniqueScope = "until_finished"
-    unique_until_ms: int = 0
-    """Log time until which it holds its key, where that is a period."""
+    unique_key: ClassVar[str] = ""
+    unique_scope: ClassVar[ev.UniqueScope] = "until_finished"
+    unique_until_ms: ClassVar[int] = 0
 
     @property
     def key(self) -> str:
         """The job's name among all tenants."""
         return job_key(self.tenant, self.id)
+
+
+class KeyedJob(Job, array_like=True, kw_only=True, gc=False):
+    """A job with a unique key. Its row has these fields behind the others, so rows of other jobs stay as they were."""
+
+    # A field here where a job without a key has nothing but an answer.
+    unique_key: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    unique_scope: ev.UniqueScope  # pyright: ignore[reportIncompatibleVariableOverride]
+    unique_until_ms: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Log time until which it holds its key, where that is a period."""
 
 
 class Place(Struct, frozen=True, gc=False):

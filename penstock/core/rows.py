@@ -19,9 +19,9 @@ from hashlib import sha256
 
 import msgspec
 
-from penstock.core.job_state import Job
+from penstock.core.job_state import Job, KeyedJob
 
-FOLD_VERSION = 3
+FOLD_VERSION = 2
 """Version of the rows' encoding. A store written by another is thrown away and folded anew."""
 
 STATE_KEY = b"p"
@@ -73,7 +73,16 @@ class Changes(msgspec.Struct):
 
 
 encode_row = msgspec.msgpack.Encoder().encode
-decode_job_row = msgspec.msgpack.Decoder(Job).decode
+_decode_job = msgspec.msgpack.Decoder(Job).decode
+_decode_keyed_job = msgspec.msgpack.Decoder(KeyedJob).decode
+_KEYED_ROW = b"\xdc" + len(KeyedJob.__struct_fields__).to_bytes(2, "big")
+"""What the row of a job with a unique key begins with: it has more fields than others."""
+
+
+def decode_job_row(data: bytes) -> Job:
+    return _decode_keyed_job(data) if data.startswith(_KEYED_ROW) else _decode_job(data)
+
+
 decode_state_row = msgspec.msgpack.Decoder(PartitionState).decode
 decode_quarantined_row = msgspec.msgpack.Decoder(Quarantined).decode
 
