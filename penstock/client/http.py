@@ -27,6 +27,7 @@ from penstock.client.sending import (
     checked,
     reason,
     request,
+    stand_in,
 )
 from penstock.schemas.errors import ServerUnreachable
 from penstock.schemas.events import Priority
@@ -52,6 +53,8 @@ class Client:
     ) -> None:
         self.server = checked(server)
         self._calls = Calls(self.server, patience_ms)
+        if transport is None and (instead := stand_in()) is not None:
+            transport = instead.blocking
         self._http = httpx.Client(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
 
     def __enter__(self) -> Self:

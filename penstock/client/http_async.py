@@ -22,6 +22,7 @@ from penstock.client.sending import (
     checked,
     reason,
     request,
+    stand_in,
 )
 from penstock.schemas.errors import ServerUnreachable
 from penstock.schemas.events import Priority
@@ -44,6 +45,8 @@ class AsyncClient:
     ) -> None:
         self.server = checked(server)
         self._calls = Calls(self.server, patience_ms)
+        if transport is None and (instead := stand_in()) is not None:
+            transport = instead.asynchronous
         self._http = httpx.AsyncClient(base_url=self.server, timeout=REQUEST_TIMEOUT_S, transport=transport)
 
     async def __aenter__(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import httpx
 
 from penstock.client.calls import Answer, Call
@@ -12,6 +14,28 @@ STREAM_TIMEOUT = httpx.Timeout(REQUEST_TIMEOUT_S, read=30.0)
 """A stream of events says every few seconds that it is still there."""
 
 RECONNECT_S = 0.5
+
+
+class StandIn(Protocol):
+    """What takes the place of a server, for tests."""
+
+    blocking: httpx.BaseTransport
+    asynchronous: httpx.AsyncBaseTransport
+
+
+_stand_in: StandIn | None = None
+
+
+def stand_in() -> StandIn | None:
+    """What clients speak to that are given no transport of their own; None for the server."""
+    return _stand_in
+
+
+def put_in_place(of_the_server: StandIn | None) -> StandIn | None:
+    """Let clients made from now on speak to something else than a server; returns what it was before."""
+    global _stand_in  # one for the whole process: the code under test makes its clients itself
+    before, _stand_in = _stand_in, of_the_server
+    return before
 
 
 def checked(server: str) -> str:

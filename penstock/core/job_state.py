@@ -115,10 +115,9 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
 class KeyedJob(Job, array_like=True, kw_only=True, gc=False):
     """A job with a unique key. Its row has these fields behind the others, so rows of other jobs stay as they were."""
 
-    # A field here where a job without a key has nothing but an answer.
-    unique_key: str  # pyright: ignore[reportIncompatibleVariableOverride]
-    unique_scope: ev.UniqueScope  # pyright: ignore[reportIncompatibleVariableOverride]
-    unique_until_ms: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]
+    unique_key: str  # pyright: ignore[reportIncompatibleVariableOverride]  # others have an answer and no field
+    unique_scope: ev.UniqueScope  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
+    unique_until_ms: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
     """Log time until which it holds its key, where that is a period."""
 
 

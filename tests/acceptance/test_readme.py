@@ -167,7 +167,8 @@ def test_every_command_of_the_table_exists() -> None:
         words = first.removeprefix("penstock ").split()
         groups = [words] + [
             [words[0], *other.split()]
-            if words[0] in {"jobs", "log", "audit", "quarantine", "snapshot", "archive", "rules"}
+            if words[0]
+            in {"jobs", "log", "audit", "operations", "quarantine", "snapshot", "archive", "rules"}
             else other.split()
             for other in others
         ]

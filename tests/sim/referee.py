@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from penstock.core import job as job_rules
 from penstock.core.job import TERMINAL, WAITING, Job
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rules import RULES, RulesTable
@@ -102,8 +103,8 @@ class Referee:
         self.quarantined: set[tuple[int, int]] = set()
         self.enqueued: set[str] = set()
         """Keys of jobs that somebody put on the log, in whatever partition."""
-        self._turned_away: set[str] = set()
-        """Keys of jobs that did not begin, for their unique key was held or their time had passed."""
+        self._turned_away: dict[str, int] = {}
+        """Keys of jobs that did not begin, for their unique key was held, and until when they must not. Unix ms."""
         world.on_job_record = self.take
 
     def take(self, record: Record) -> None:
@@ -163,7 +164,8 @@ class Referee:
             self._refused(folded)
             if isinstance(event, ev.Enqueued) and folded.before is None and folded.outcome != "misrouted":
                 self.enqueued.discard(folded.key)
-                self._turned_away.add(folded.key)
+                if folded.outcome == "conflict":
+                    self._turned_away.setdefault(folded.key, folded.time_ms + job_rules.MAX_VERB_AGE_MS)
 
     def _forwarded_copy(self, number: int, folded: Folded, event: ev.AnyEvent) -> None:
         if not event.origin or folded.reason == "already forwarded":
@@ -243,9 +245,7 @@ class Referee:
             self.verbs.add(event.id)
             self._verb(folded, event)
         if isinstance(event, ev.Enqueued):
-            book.payload, book.checkpoint = bytes(event.payload), b"null"
-            if event.unique is not None:
-                self.periods[key] = event.unique.period_ms
+            self._began(folded, event, book)
         elif isinstance(event, ev.CancelRequested):
             book.cancel = True
         elif isinstance(event, ev.RetryRequested):
@@ -276,6 +276,15 @@ class Referee:
         self.jobs[key] = job
         if job.unique_key:
             self._alone(folded, job, began=isinstance(event, ev.Enqueued))
+
+    def _began(self, folded: Folded, event: ev.Enqueued, book: Book) -> None:
+        book.payload, book.checkpoint = bytes(event.payload), b"null"
+        if event.unique is not None:
+            self.periods[folded.key] = event.unique.period_ms
+            self.world.require(
+                folded.time_ms > self._turned_away.get(folded.key, -1),
+                _saying(folded, "what was refused began after all"),
+            )
 
     def _alone(self, folded: Folded, job: Job, *, began: bool) -> None:
         """Of the jobs with one key, no two hold it."""

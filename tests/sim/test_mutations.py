@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from penstock.core import effects, job, verbs
+from penstock.core import effects, job, unique, verbs
+from penstock.core import partition as core_partition
+from penstock.core.job_state import WAITING
 from penstock.core.partition import Folded, PartitionFold
 from penstock.core.rules import RULES
 from penstock.orchestrator import partition
@@ -132,6 +134,22 @@ def delete_what_runs(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(job._RULES, ev.Deleted, rule._replace(row={**rule.row, "active": frozenset({"deleted"})}))
 
 
+def let_two_hold_a_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unique, "holds", lambda job, now_ms: False)
+
+
+def forget_whom_a_key_was_refused_to(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unique, "_with_one_more", lambda *_: ())
+
+
+def replace_what_runs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unique, "WAITING", WAITING | {"active"})
+
+
+def tell_nobody_what_was_replaced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(core_partition, "_as_another_has_it", lambda line, other: None)
+
+
 MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     accept_stale_leases,
     compare_with_nothing,
@@ -147,6 +165,10 @@ MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     take_over_within_a_record,
     overlook_what_was_changed,
     delete_what_runs,
+    let_two_hold_a_key,
+    forget_whom_a_key_was_refused_to,
+    replace_what_runs,
+    tell_nobody_what_was_replaced,
 ]
 
 
