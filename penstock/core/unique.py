@@ -23,7 +23,7 @@ import msgspec
 from penstock.core import effects, verbs
 from penstock.core import job as verb_ages
 from penstock.core.job import Applied, Decision, Refused
-from penstock.core.job_state import TERMINAL, WAITING, Job, Place, Verdict
+from penstock.core.job_state import TERMINAL, WAITING, Job, KeyedJob, Place, Verdict
 from penstock.core.rows import encode_row
 from penstock.core.verbs import MAX_VERDICTS
 from penstock.core.working import Held, WorkingRows
@@ -181,6 +181,9 @@ def _replaced(holder: Job, event: ev.Enqueued, place: Place) -> Job:
     after = effects.next_of(holder, event, place)
     after.last_event = event.id or event.job
     after.error_code, after.error_message = "replaced", f"the job {event.job} took its place"
+    if isinstance(after, KeyedJob):
+        # It has given its key away, whatever period that was for.
+        after.unique_until_ms = 0
     return effects.finish(after, "cancelled")
 
 

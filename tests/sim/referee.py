@@ -94,6 +94,8 @@ class Referee:
         self.books: dict[str, Book] = defaultdict(Book)
         self.periods: dict[str, int] = {}
         """Of jobs with a unique key, ms."""
+        self.holders: dict[tuple[str, str], str] = {}
+        """Who took each unique key last, by tenant and key."""
         self.jobs: dict[str, Job] = {}
         self.epochs = [-1] * count
         self.lease_ids: set[str] = set()
@@ -274,8 +276,8 @@ class Referee:
         if job.state == "dead" and not job.dead_lettered:
             book.dead_since = world.mono_ms
         self.jobs[key] = job
-        if job.unique_key:
-            self._alone(folded, job, began=isinstance(event, ev.Enqueued))
+        if job.unique_key and isinstance(event, ev.Enqueued | ev.RetryRequested):
+            self._takes(folded, job)
 
     def _began(self, folded: Folded, event: ev.Enqueued, book: Book) -> None:
         book.payload, book.checkpoint = bytes(event.payload), b"null"
@@ -286,18 +288,16 @@ class Referee:
                 _saying(folded, "what was refused began after all"),
             )
 
-    def _alone(self, folded: Folded, job: Job, *, began: bool) -> None:
-        """Of the jobs with one key, no two hold it."""
-        now_ms = folded.time_ms
-        holders = [
-            other
-            for other in self.jobs.values()
-            if (other.unique_key, other.tenant) == (job.unique_key, job.tenant)
-            and self._has_key(other, now_ms)
-        ]
-        self.world.require(len(holders) <= 1, _saying(folded, "two jobs hold one key"))
-        if began:
-            self.world.stats["keys taken"] += 1
+    def _takes(self, folded: Folded, job: Job) -> None:
+        """A job that begins, or runs again, takes its key, if it holds it at all; nobody else may hold it then."""
+        if not self._has_key(job, job.time_ms):
+            return
+        name = (job.tenant, job.unique_key)
+        before = self.jobs.get(self.holders.get(name, ""))
+        free = before is None or before.id == job.id or not self._has_key(before, job.time_ms)
+        self.world.require(free, _saying(folded, "two jobs hold one key"))
+        self.holders[name] = job.key
+        self.world.stats["keys taken"] += 1
 
     def _has_key(self, job: Job, now_ms: int) -> bool:
         if job.unique_scope == "until_started":
@@ -320,6 +320,7 @@ class Referee:
         )
         if other.after is not None:
             self.jobs[other.key] = other.after
+        self.periods[other.key] = -job_rules.MAX_VERB_AGE_MS  # clocks step back by less
         self.history[other.key].append(event.id)
 
     def _verb(self, folded: Folded, event: ev.Verb) -> None:
