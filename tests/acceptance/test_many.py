@@ -188,7 +188,7 @@ def _check_key(server: str, key: str, jobs: list[dict[str, Any]]) -> None:
     for _, job_id, item in lines:
         if item["type"] == "Enqueued" and item["job"] == job_id:
             assert not holder, json.dumps([key, holder, job_id])
-            holder, scope = job_id, item["unique"]["scope"]
+            holder, scope = job_id, item["unique"].get("scope", "until_finished")
         elif job_id == holder and (
             item["type"] in ("Succeeded", "CancelRequested", "Enqueued")
             or (item["type"] == "Leased" and scope == "until_started")
