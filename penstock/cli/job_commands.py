@@ -1,4 +1,4 @@
-"""Commands that ask the API: enqueue, jobs, queues, counts, workers."""
+"""Commands that ask the API: enqueue, jobs, queues, counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(jobs_app, name="jobs")
     app.command()(queues)
     app.command()(counts)
-    app.command()(workers)
 
 
 def enqueue(
@@ -284,7 +283,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# Queues, counts, workers
+# Queues, counts
 
 
 def queues(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
@@ -321,22 +320,3 @@ def counts(ctx: typer.Context, output: Output = None, server: Server = None) -> 
         cli.printer.text(
             f"no worker of pool {row['pool']} handles {row['type']}: {row['ready']} ready jobs wait"
         )
-
-
-def workers(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
-    """Show live workers."""
-    cli = cli_of(ctx, output, server=server)
-    with cli.client() as client:
-        found = client.workers()
-    if cli.printer.json:
-        cli.printer.value(found)
-        return
-    columns = ("id", "pool", "types", "concurrency", "busy", "holding", "host", "version", "last_seen")
-    cli.printer.table(
-        columns,
-        (
-            [" ".join(row[name]) if name == "types" else row[name] for name in columns]
-            for row in found["items"]
-        ),
-        "no workers",
-    )

@@ -31,6 +31,7 @@ from penstock.cli import (
     snapshot_commands,
     verb_commands,
     verify_command,
+    worker_commands,
 )
 from penstock.cli.context import Globals, Output, Server
 from penstock.schemas.errors import PenstockError, ServerUnreachable, StoreLocked, UnknownRules
@@ -52,6 +53,7 @@ app.add_typer(operation_commands.app, name="operations")
 app.add_typer(quarantine_commands.app, name="quarantine")
 app.add_typer(rules_commands.app, name="rules")
 app.add_typer(snapshot_commands.app, name="snapshot")
+app.add_typer(worker_commands.app, name="workers")
 
 INTERRUPTED = 130
 

@@ -227,6 +227,10 @@ class Calls:
             if left_ms <= 0:
                 raise TimeoutError(f"job {job_id} is {job['state']} after {timeout_ms / 1000:g} s")
 
+    def tell_worker(self, worker: str, verb: str) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.drain_worker` and ``stop_worker``."""
+        return (yield from self.ask(Call("POST", f"{API}/workers/{quote(worker, safe='')}/{verb}")))
+
     # Many jobs
 
     def operate(

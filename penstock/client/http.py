@@ -260,6 +260,14 @@ class Client:
     def workers(self) -> Any:
         return self._run(self._calls.resource("workers"))
 
+    def drain_worker(self, worker: str) -> Json:
+        """The worker, which takes no more jobs and finishes what it has."""
+        return self._run(self._calls.tell_worker(worker, "drain"))
+
+    def stop_worker(self, worker: str) -> Json:
+        """The worker, which finishes or gives back what it has, and leaves."""
+        return self._run(self._calls.tell_worker(worker, "stop"))
+
     def resource(self, name: str, **params: str) -> Any:
         """What ``GET /api/v1/<name>`` answers."""
         return self._run(self._calls.resource(name, **params))

@@ -222,6 +222,14 @@ class AsyncClient:
     async def workers(self) -> Any:
         return await self._run(self._calls.resource("workers"))
 
+    async def drain_worker(self, worker: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.drain_worker`."""
+        return await self._run(self._calls.tell_worker(worker, "drain"))
+
+    async def stop_worker(self, worker: str) -> Json:
+        """As :meth:`~penstock.client.http.Client.stop_worker`."""
+        return await self._run(self._calls.tell_worker(worker, "stop"))
+
     async def resource(self, name: str, **params: str) -> Any:
         """As :meth:`~penstock.client.http.Client.resource`."""
         return await self._run(self._calls.resource(name, **params))

@@ -1,0 +1,63 @@
+"""Asking workers over HTTP to take no more jobs, or to leave."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from penstock import App, task
+from penstock.api import workers
+from penstock.workers.log_transport import LogTransport
+from penstock.workers.runtime import Worker
+from tests.api.harness import Bench
+from tests.waiting import until
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["drain", "stop"])
+async def test_a_worker_is_drained_and_stopped(whole: Bench, stop: bool) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @task
+    async def noop() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    transport = LogTransport(whole.log, whole.topics)
+    async with Worker(App(noop), transport, concurrency=1, name="w1") as worker:
+        await until(lambda: [seen.heartbeat.worker for seen in whole.deps.registry.live()] == ["w1"])
+        job = await whole.enqueue()
+        await asyncio.wait_for(begun.wait(), 20)
+        answer = await whole.http.post(f"/api/v1/workers/w1/{'stop' if stop else 'drain'}")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["leaving"]
+        assert worker.left.is_set() == stop
+        waiting = await whole.enqueue()
+        go_on.set()
+        assert (await whole.until(job["id"], "succeeded"))["result"] == "done"
+        await asyncio.sleep(0.5)
+        assert (await whole.job(waiting["id"]))["state"] == "ready"
+
+
+async def test_one_that_is_not_there_is_404(whole: Bench) -> None:
+    for verb in ("drain", "stop"):
+        answer = await whole.http.post(f"/api/v1/workers/nobody/{verb}")
+        assert answer.status_code == 404
+        assert answer.json()["code"] == "not_found"
+
+
+async def test_one_that_does_not_hear_is_202(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "HEARD_S", 0.3)
+
+    @task
+    async def noop() -> None: ...
+
+    transport = LogTransport(whole.log, whole.topics)
+    async with Worker(App(noop), transport, concurrency=1, name="deaf") as worker:
+        await until(whole.deps.registry.live)
+        monkeypatch.setattr(type(worker), "drain", lambda self, stop: None)
+        monkeypatch.setattr(type(transport), "stop_taking", lambda self: None)
+        answer = await whole.http.post("/api/v1/workers/deaf/drain")
+        assert answer.status_code == 202
+        assert not answer.json()["leaving"]
