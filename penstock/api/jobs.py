@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -28,13 +29,15 @@ from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
 from penstock.api.lookup import shown_job, unknown_job
 from penstock.api.models import History, HistoryQuery, JobQuery, ReadQuery, decode_job
-from penstock.client.requests import JobRequest
+from penstock.client.enqueued import time_ms
+from penstock.client.requests import JobRequest, Moment
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobView
-from penstock.schemas.errors import Conflict, InvalidField
+from penstock.schemas.errors import Conflict, InvalidField, JobNotFound
 from penstock.schemas.ids import job_key, partition_of
-from penstock.schemas.position import Position
+from penstock.schemas.position import Position, parse
 
+POSITION = re.compile(r"\d+:\d+:\d+\Z")
 WITH_RESULT = frozenset({"succeeded", "partial"})
 
 _encode = msgspec.json.Encoder().encode
@@ -93,11 +96,41 @@ async def _asked_for(request: Request) -> JobView:
     deps = deps_of(request)
     asked = query(request, JobQuery)
     job_id = str(request.path_params["id"])
+    if asked.at is not None:
+        if asked.until is not None:
+            raise InvalidField("at: what was does not change any more: give at or until", field="at")
+        await wait_for(request, deps, asked)
+        return await _as_it_was(deps, job_id, asked.at)
     if asked.until is None:
         await wait_for(request, deps, asked)
         return await shown_job(deps, job_id)
     known = await wait_for(request, deps, ReadQuery(asked.after))
     return await awaited_job(deps, job_id, asked, known)
+
+
+async def _as_it_was(deps: ApiDeps, job_id: str, at: str) -> JobView:
+    moment, packed = _moment(at, partition_of(job_id, deps.topics.partitions))
+    view = await deps.read_model.job_as_of(TENANT, job_id, moment, packed)
+    if view is None:
+        raise JobNotFound(f"There was no job {job_id[:200]!r} at {at}.")
+    return view
+
+
+def _moment(at: str, partition: int) -> tuple[int | None, int]:
+    """A log time, Unix ms, or else a packed position of this partition. Raises InvalidField."""
+    if POSITION.match(at):
+        position = parse(at)
+        if position.partition != partition:
+            raise InvalidField(
+                f"at: the job is in partition {partition}: only positions there order it", field="at"
+            )
+        return None, position.packed
+    try:
+        return time_ms("at", msgspec.convert(at, Moment)), 0
+    except msgspec.ValidationError as error:
+        raise InvalidField(
+            "at: a time with its zone (RFC 3339), or partition:offset:line", field="at"
+        ) from error
 
 
 async def get_history(request: Request) -> Response:

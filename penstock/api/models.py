@@ -128,10 +128,12 @@ class ReadQuery(Struct, frozen=True):
 class JobQuery(ReadQuery, frozen=True):
     """``until``: answer when the job is so, or after ``wait_ms`` (20 s if not given).
 
-    ``changed`` is from ``after`` on, or from the moment that it is asked.
+    ``changed`` is from ``after`` on, or from the moment that it is asked. ``at``: as it was at a time (RFC 3339) or a
+    position.
     """
 
     until: Literal["finished", "changed"] | None = None
+    at: Annotated[str, Meta(max_length=64)] | None = None
 
 
 class ListQuery(ReadQuery, frozen=True):

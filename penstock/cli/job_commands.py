@@ -214,11 +214,17 @@ def _progress(job: Json) -> str:
 
 
 @jobs_app.command()
-def get(ctx: typer.Context, job: JobIdArgument, output: Output = None, server: Server = None) -> None:
-    """Show one job."""
+def get(
+    ctx: typer.Context,
+    job: JobIdArgument,
+    at: Annotated[str, typer.Option(metavar="TIME|POSITION", help="As it was then.")] = "",
+    output: Output = None,
+    server: Server = None,
+) -> None:
+    """Show one job, as it is or as it was."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        found = client.get(job)
+        found = client.get(job, at)
     print_job(cli, found)
 
 

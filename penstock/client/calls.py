@@ -172,9 +172,9 @@ class Calls:
 
     # Reading
 
-    def get(self, job_id: str) -> Generator[Any, Any, Json]:
+    def get(self, job_id: str, at: str = "") -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.get`."""
-        return (yield from self._read(_job_path(job_id)))
+        return (yield from self._read(_job_path(job_id), at=at))
 
     def result(self, job_id: str, timeout_ms: int) -> Generator[Any, Any, Any]:
         """See :meth:`penstock.client.http.Client.result`."""

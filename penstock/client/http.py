@@ -25,6 +25,7 @@ from penstock.client.sending import (
     STREAM_TIMEOUT,
     answer,
     checked,
+    moment_text,
     reason,
     request,
     stand_in,
@@ -129,9 +130,13 @@ class Client:
         """A new job with the payload and settings of this one, save for what is given. It runs at once."""
         return self._run(self._calls.clone(job_id, changes))
 
-    def get(self, job_id: str) -> Json:
-        """A job. Raises JobNotFound."""
-        return self._run(self._calls.get(job_id))
+    def get(self, job_id: str, at: datetime | str | None = None) -> Json:
+        """A job, as it is or as it was. Raises JobNotFound.
+
+        Args:
+            at: a time, or a position of the log.
+        """
+        return self._run(self._calls.get(job_id, moment_text(at)))
 
     def history(self, job_id: str) -> list[Json]:
         """All that happened to a job, in log order. Raises JobNotFound."""

@@ -20,6 +20,7 @@ from penstock.client.sending import (
     STREAM_TIMEOUT,
     answer,
     checked,
+    moment_text,
     reason,
     request,
     stand_in,
@@ -107,9 +108,9 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.clone`."""
         return await self._run(self._calls.clone(job_id, changes))
 
-    async def get(self, job_id: str) -> Json:
+    async def get(self, job_id: str, at: datetime | str | None = None) -> Json:
         """As :meth:`~penstock.client.http.Client.get`."""
-        return await self._run(self._calls.get(job_id))
+        return await self._run(self._calls.get(job_id, moment_text(at)))
 
     async def history(self, job_id: str) -> list[Json]:
         """As :meth:`~penstock.client.http.Client.history`."""

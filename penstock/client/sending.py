@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Protocol
 
 import httpx
@@ -14,6 +15,11 @@ STREAM_TIMEOUT = httpx.Timeout(REQUEST_TIMEOUT_S, read=30.0)
 """A stream of events says every few seconds that it is still there."""
 
 RECONNECT_S = 0.5
+
+
+def moment_text(at: datetime | str | None) -> str:
+    """A moment as a query parameter; empty for none."""
+    return at.isoformat() if isinstance(at, datetime) else at or ""
 
 
 class StandIn(Protocol):

@@ -117,7 +117,7 @@ class UniqueKeys:
             if unique.on_conflict != "replace" or holder.job.state not in WAITING:
                 self._put(job, KeyRow(row.holder, _with_one_more(row, job, unique, place)))
                 return self._conflict(holder, row.holder)
-            other = Other(holder.job, _replaced(holder.job, event, place), "applied")
+            other = Other(holder.job, replaced(holder.job, event, place), "applied")
             self._rows.put(holder, other.after)
         self._put(job, KeyRow(job.id, _unexpired(row, place.time_ms)))
         return decision, other
@@ -177,7 +177,8 @@ def _misses(event: ev.Enqueued, unique: ev.Unique, place: Place) -> Refused | No
     return None
 
 
-def _replaced(holder: Job, event: ev.Enqueued, place: Place) -> Job:
+def replaced(holder: Job, event: ev.Enqueued, place: Place) -> Job:
+    """What is left of a job whose place another took."""
     after = effects.next_of(holder, event, place)
     after.last_event = event.id or event.job
     after.error_code, after.error_message = "replaced", f"the job {event.job} took its place"

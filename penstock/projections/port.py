@@ -273,6 +273,10 @@ class ReadModel(Protocol):
 
     async def job(self, tenant: str, job_id: str) -> JobView | None: ...
 
+    async def job_as_of(self, tenant: str, job_id: str, moment: int | None, packed: int) -> JobView | None:
+        """The job as it was at a log time (Unix ms), or else at a packed position of its partition."""
+        ...
+
     async def history(
         self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
     ) -> HistoryPage | None: ...

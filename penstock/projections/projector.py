@@ -21,6 +21,7 @@ from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
 from penstock.projections.retention import forgotten_key
 from penstock.projections.rows import (
+    ACTIVATED,
     ERRORS,
     FORGOTTEN,
     HISTORY,
@@ -88,6 +89,7 @@ class Projector:
         self._errors: dict[str, list[ErrorRow]] = {}
         self._quarantined: list[tuple[int, QuarantineRow]] = []
         self._forgotten: list[tuple[bytes, str]] = []
+        self._activated: list[tuple[int, int]] = []
         self.waiters = OffsetWaiters()
         """Who waits for a position of this partition."""
         self.applied_at_ms = 0
@@ -120,6 +122,11 @@ class Projector:
             return
         key = line.key
         if not key:
+            if isinstance(line.event, ev.RulesActivated | ev.CopySealed):
+                version = (
+                    line.event.version if isinstance(line.event, ev.RulesActivated) else line.event.rules
+                )
+                self._activated.append((line.position, version))
             return
         entry = self._touched.get(key)
         item = (line.position, line.time_ms, line.line)
@@ -149,6 +156,7 @@ class Projector:
         self._errors.clear()
         self._quarantined.clear()
         self._forgotten.clear()
+        self._activated.clear()
         self.operated.written()
         self.numbers.commits += 1
         self.applied_at_ms = time.time_ns() // 1_000_000
@@ -214,6 +222,8 @@ class Projector:
             put(QUARANTINE, number(position), encode(row))
         for row, key in self._forgotten:
             put(FORGOTTEN, row, key.encode())
+        for position, version in self._activated:
+            put(ACTIVATED, number(position), encode(version))
         self.groups.write(batch)
         self.operated.write(batch)
 

@@ -48,6 +48,13 @@ class GetJob(Struct, frozen=True, tag="job"):
     job: str
 
 
+class GetJobAsOf(Struct, frozen=True, tag="job_as_of"):
+    tenant: str
+    job: str
+    moment: int | None
+    packed: int
+
+
 class GetHistory(Struct, frozen=True, tag="history"):
     tenant: str
     job: str
@@ -99,8 +106,8 @@ class GetStatus(Struct, frozen=True, tag="status"):
 
 
 Call = (
-    Wait | GetJob | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | ListOperated | GetCounts
-    | ListQuarantined | GetStatus
+    Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | ListOperated
+    | GetCounts | ListQuarantined | GetStatus
 )  # fmt: skip
 
 

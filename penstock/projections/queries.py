@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
 from penstock.core.unique import decode_key_row, key_row_key
+from penstock.projections.as_of import job_as_of
 from penstock.projections.candidates import Candidates, ListKey
 from penstock.projections.filters import passes_inside, row_test
 from penstock.projections.groups import Groups
@@ -24,10 +25,12 @@ from penstock.projections.port import (
     VerdictView,
 )
 from penstock.projections.rows import (
+    ACTIVATED,
     ERRORS,
     HISTORY,
     QUARANTINE,
     REFUSED,
+    Line,
     RefusedSummary,
     after_prefix,
     decode_errors,
@@ -35,6 +38,7 @@ from penstock.projections.rows import (
     decode_quarantine,
     decode_refused,
     decode_summary,
+    decode_version,
     job_prefix,
     number,
 )
@@ -245,6 +249,25 @@ class PartitionQueries:
             for _, data in scan:
                 for position, time_ms, line in reversed(decode_lines(data)):
                     yield history_item(self.partition, position, time_ms, line)
+
+    def view_as_of(self, key: str, moment: int | None, packed: int) -> JobView | None:
+        """The job as it was once the lines up to a log time (Unix ms), or a packed position, were folded."""
+        lines = self._lines_until(job_prefix(key), moment, packed)
+        return job_as_of(key, self.partition, lines, self._rules_at, self._store.state.generation)
+
+    def _lines_until(self, prefix: bytes, moment: int | None, packed: int) -> Iterator[Line]:
+        stop = after_prefix(prefix) if moment is not None else prefix + number(packed + 1)
+        for _, data in self._kv.scan(HISTORY, prefix, stop):
+            for line in decode_lines(data):
+                position, time_ms, _ = line
+                if time_ms > moment if moment is not None else position > packed:
+                    return
+                yield line
+
+    def _rules_at(self, position: int) -> int:
+        for _, data in self._kv.scan(ACTIVATED, b"", number(position), reverse=True, limit=1):
+            return decode_version(data)
+        return 1
 
     def outcomes(self, lines: Sequence[tuple[int, str]], wanted: JobFilter) -> list[str]:
         """For each line (packed position, job key): whether it was applied or refused; empty for a job that is not

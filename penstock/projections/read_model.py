@@ -243,6 +243,9 @@ class ReadModelService:
     async def job(self, tenant: str, job_id: str) -> JobView | None:
         return self._reads.job(tenant, job_id)
 
+    async def job_as_of(self, tenant: str, job_id: str, moment: int | None, packed: int) -> JobView | None:
+        return self._reads.job_as_of(tenant, job_id, moment, packed)
+
     async def history(
         self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
     ) -> HistoryPage | None:

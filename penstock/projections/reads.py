@@ -52,6 +52,9 @@ class LocalReads:
     def job(self, tenant: str, job_id: str) -> JobView | None:
         return self.of_job(job_id).view(job_key(tenant, job_id))
 
+    def job_as_of(self, tenant: str, job_id: str, moment: int | None, packed: int) -> JobView | None:
+        return self.of_job(job_id).view_as_of(job_key(tenant, job_id), moment, packed)
+
     def history(self, tenant: str, job_id: str, limit: int, cursor: str) -> HistoryPage | None:
         check_limit(limit)
         return self.of_job(job_id).history(job_key(tenant, job_id), limit, cursor)

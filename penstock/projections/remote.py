@@ -232,6 +232,10 @@ class RemoteReadModel:
     async def job(self, tenant: str, job_id: str) -> JobView | None:
         return _view.decode(await self._ask_home(job_id, protocol.GetJob(tenant, job_id)))
 
+    async def job_as_of(self, tenant: str, job_id: str, moment: int | None, packed: int) -> JobView | None:
+        call = protocol.GetJobAsOf(tenant, job_id, moment, packed)
+        return _view.decode(await self._ask_home(job_id, call))
+
     async def history(
         self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
     ) -> HistoryPage | None:

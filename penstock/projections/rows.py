@@ -12,6 +12,7 @@ marks      a tag or unique key, NUL, created_at, job id   nothing; see :mod:`pen
 counters   group number                                   group's name and how many jobs it has
 quarantine position                                       time, reason, message, SHA-256, size, first bytes
 forgotten  time, position of a ``Forgotten``              job key
+rules      position of a ``RulesActivated``               the version that it activated
 operated   operation id, NUL                              jobs by outcome
 operated   operation id, NUL, job id                      what became of the operation's wish about the job
 ========== ============================================== ============================================================
@@ -25,7 +26,7 @@ import msgspec
 
 from penstock.projections.views import ErrorRow
 
-HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED = (
+HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED = (
     "history",
     "refused",
     "errors",
@@ -35,8 +36,9 @@ HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATE
     "quarantine",
     "forgotten",
     "operated",
+    "rules",
 )
-FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED)
+FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED)
 LAYOUT = 3
 """Version of these rows; a store with another is folded anew."""
 
@@ -79,6 +81,7 @@ decode_lines = msgspec.msgpack.Decoder(list[Line]).decode
 decode_refused = msgspec.msgpack.Decoder(RefusedRow).decode
 decode_summary = msgspec.msgpack.Decoder(RefusedSummary).decode
 decode_errors = msgspec.msgpack.Decoder(list[ErrorRow]).decode
+decode_version = msgspec.msgpack.Decoder(int).decode
 decode_quarantine = msgspec.msgpack.Decoder(QuarantineRow).decode
 
 

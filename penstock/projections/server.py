@@ -205,6 +205,8 @@ class ReadServer:
                 return await service.wait(call.positions, call.timeout_ms)
             case protocol.GetJob():
                 return await service.job(call.tenant, call.job)
+            case protocol.GetJobAsOf():
+                return await service.job_as_of(call.tenant, call.job, call.moment, call.packed)
             case protocol.GetHistory():
                 return await service.history(call.tenant, call.job, call.limit, call.cursor)
             case protocol.GetVerdicts():

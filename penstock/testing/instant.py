@@ -201,6 +201,10 @@ class InstantReadModel:
         with self._log.lock:
             return self._log.reads.job(tenant, job_id)
 
+    async def job_as_of(self, tenant: str, job_id: str, moment: int | None, packed: int) -> JobView | None:
+        with self._log.lock:
+            return self._log.reads.job_as_of(tenant, job_id, moment, packed)
+
     async def history(
         self, tenant: str, job_id: str, limit: int = 1_000, cursor: str = ""
     ) -> HistoryPage | None:

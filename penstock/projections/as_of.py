@@ -1,0 +1,74 @@
+"""A job as it was: its accepted lines applied again, up to a moment.
+
+What became of each line is known, so nothing is decided anew; each has the effect that it had under the rules of its
+time. Bodies are those of the lines themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from msgspec import Raw
+
+from penstock.core.job import Applied
+from penstock.core.job_state import Job, Place
+from penstock.core.partition import Folded
+from penstock.core.rules import RULES, RuleSet
+from penstock.core.unique import replaced
+from penstock.projections.port import JobView
+from penstock.projections.rows import Line
+from penstock.projections.views import NO_BODIES, SHOWN_ERRORS, ErrorRow, JobBodies, errors_of, job_view
+from penstock.schemas import events as ev
+from penstock.schemas.ids import job_key
+from penstock.schemas.position import ordinal
+
+
+def job_as_of(
+    key: str, partition: int, lines: Iterable[Line], rules_at: Callable[[int], int], generation: int
+) -> JobView | None:
+    """The job after these lines, in log order; None where there was none.
+
+    Args:
+        rules_at: the version of the rules that was in force at a packed position.
+    """
+    job: Job | None = None
+    bodies = NO_BODIES
+    errors: list[ErrorRow] = []
+    for position, time_ms, data in lines:
+        event = RULES[rules_at(position)].decode_line(data)
+        before = job
+        job = _after(
+            key, before, event, Place(ordinal(generation, position), time_ms), RULES[rules_at(position)]
+        )
+        if before is None or job is None:
+            bodies, errors = NO_BODIES, []
+        bodies = _bodies_after(bodies, event)
+        errors += errors_of(Folded(position, time_ms, data, event, "applied", "", before, job, key))
+    if job is None:
+        return None
+    return job_view(job, partition, bodies, errors[-SHOWN_ERRORS:], generation=generation)
+
+
+def _after(key: str, job: Job | None, event: ev.AnyEvent, place: Place, rules: RuleSet) -> Job | None:
+    if isinstance(event, ev.Enqueued) and job is not None and job_key(event.tenant, event.job) != key:
+        return replaced(job, event, place)
+    decision = rules.decide(job, event, place)
+    assert isinstance(decision, Applied), f"a line about {key} was accepted, and is not any more: {decision}"
+    return decision.job
+
+
+def _bodies_after(bodies: JobBodies, event: ev.AnyEvent) -> JobBodies:
+    match event:
+        case ev.Enqueued() if bodies is NO_BODIES:
+            return JobBodies(payload=_body(event.payload), metadata=_body(event.metadata))
+        case ev.Progressed() if event.checkpoint is not None:
+            return bodies._replace(checkpoint=_body(event.checkpoint))
+        case ev.Succeeded() if event.result is not ev.NULL:
+            return bodies._replace(result=_body(event.result))
+        case _:
+            return bodies
+
+
+def _body(raw: Raw) -> bytes | None:
+    data = bytes(raw)
+    return None if data == b"null" else data
