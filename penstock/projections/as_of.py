@@ -13,7 +13,7 @@ from msgspec import Raw
 from penstock.core.job import Applied
 from penstock.core.job_state import Job, Place
 from penstock.core.partition import Folded
-from penstock.core.rules import RULES, RuleSet
+from penstock.core.rules import RuleSet
 from penstock.core.unique import replaced
 from penstock.projections.port import JobView
 from penstock.projections.rows import Line
@@ -24,22 +24,21 @@ from penstock.schemas.position import ordinal
 
 
 def job_as_of(
-    key: str, partition: int, lines: Iterable[Line], rules_at: Callable[[int], int], generation: int
+    key: str, partition: int, lines: Iterable[Line], rules_at: Callable[[int], RuleSet], generation: int
 ) -> JobView | None:
     """The job after these lines, in log order; None where there was none.
 
     Args:
-        rules_at: the version of the rules that was in force at a packed position.
+        rules_at: the rules that were in force at a packed position.
     """
     job: Job | None = None
     bodies = NO_BODIES
     errors: list[ErrorRow] = []
     for position, time_ms, data in lines:
-        event = RULES[rules_at(position)].decode_line(data)
+        rules = rules_at(position)
+        event = rules.decode_line(data)
         before = job
-        job = _after(
-            key, before, event, Place(ordinal(generation, position), time_ms), RULES[rules_at(position)]
-        )
+        job = _after(key, before, event, Place(ordinal(generation, position), time_ms), rules)
         if before is None or job is None:
             bodies, errors = NO_BODIES, []
         bodies = _bodies_after(bodies, event)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
+from penstock.core.rules import RuleSet
 from penstock.core.unique import decode_key_row, key_row_key
 from penstock.projections.as_of import job_as_of
 from penstock.projections.candidates import Candidates, ListKey
@@ -264,10 +265,10 @@ class PartitionQueries:
                     return
                 yield line
 
-    def _rules_at(self, position: int) -> int:
+    def _rules_at(self, position: int) -> RuleSet:
         for _, data in self._kv.scan(ACTIVATED, b"", number(position), reverse=True, limit=1):
-            return decode_version(data)
-        return 1
+            return self._store.rules[decode_version(data)]
+        return self._store.rules[1]
 
     def outcomes(self, lines: Sequence[tuple[int, str]], wanted: JobFilter) -> list[str]:
         """For each line (packed position, job key): whether it was applied or refused; empty for a job that is not

@@ -138,6 +138,8 @@ class PartitionStore:
     def __init__(self, store: KeyValueStore, identity: StoreIdentity, rules: RulesTable = RULES) -> None:
         """Take over an open store; :meth:`open` is the usual way. Raises HistoryChanged like it."""
         self.identity = identity
+        self.rules = rules
+        """Those that this program has."""
         self.store = store
         self.folder: Path | None = None
         """Where it is kept; None if it was not opened by :meth:`open`."""

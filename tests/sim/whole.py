@@ -10,6 +10,7 @@ import msgspec
 from penstock.core.job_state import TERMINAL
 from penstock.orchestrator.outbox import QuarantineLine
 from penstock.projections.port import HistoryPage, JobView
+from penstock.projections.queries import MAX_PACKED
 from penstock.schemas import events as ev
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import parse
@@ -308,13 +309,22 @@ class WholeRun:
             checks.check_views(world, part, host.name)
             for key, job in store.committed_jobs():
                 world.require(job.state in TERMINAL, f"{host.name} has {key} as {job.state}")
-                self._reckon_view(host.name, key, part.queries.view(key))
+                shown = part.queries.view(key)
+                self._reckon_view(host.name, key, shown)
+                if not self.weather.upgrade_ms:
+                    # Views know the failures of this program, and not those that the next one brings.
+                    self._reckon_replay(host.name, shown, part.queries.view_as_of(key, None, MAX_PACKED))
             for key, wanted in self.referee.history.items():
                 if key and partition_of(key.partition("/")[2], world.names.partitions) == store.partition:
                     self._reckon_history(host.name, key, part.queries.history(key, 1_000, ""), wanted)
                     if key not in self.referee.jobs:
                         gone = part.queries.view(key) is None
                         world.require(gone, f"{host.name} shows {key}, which was forgotten")
+
+    def _reckon_replay(self, who: str, shown: JobView | None, replayed: JobView | None) -> None:
+        """A job as it was at its last line is the job as it is."""
+        one, other = msgspec.json.encode(shown), msgspec.json.encode(replayed)
+        self.world.require(one == other, lambda: f"{who} shows {one!r}, which was {other!r} in the end")
 
     def _reckon_history(self, who: str, key: str, page: HistoryPage | None, wanted: list[str]) -> None:
         """All accepted lines of a job, of those that were forgotten as well."""
