@@ -350,8 +350,11 @@ class WholeRun:
         count = self.world.stats["LeaseExpired applied"]
         self.world.require(not count, f"{count} leases ran out in fair weather")
         for job_id, wanted in self.expected.items():
-            job = self.referee.jobs.get(f"default/{job_id}")
-            if job is None and f"default/{job_id}" in self.world.forgotten:
+            key = f"default/{job_id}"
+            job = self.referee.jobs.get(key)
+            if job is None and (key in self.world.forgotten or self.referee.turned_away(key)):
+                continue
+            if job is not None and job.error_code == "replaced":
                 continue
             self.world.require(
                 job is not None and job.state in wanted,
