@@ -129,15 +129,16 @@ class UniqueKeys:
         return Refused("conflict", reason), None if job is None else Other(job, job, "conflict", reason)
 
     def _run_again(self, decision: Applied, before: Job, after: Job, event: ev.RetryRequested) -> Decision:
+        if not holds(after, after.time_ms):
+            return decision
         row = self._row(before.tenant, before.unique_key)
-        if row is not None and row.holder != before.id and before.unique_scope != "until_started":
+        if row is not None and row.holder != before.id:
             holder = self._held(before.tenant, row.holder).job
             if holder is not None and holds(holder, after.time_ms):
                 memory = verbs.remember(before, event, "conflict")
                 return Refused("conflict", f"its unique key is held by the job {row.holder}", memory)
-        if holds(after, after.time_ms):
-            kept = () if row is None else _unexpired(row, after.time_ms)
-            self._put(after, KeyRow(after.id, kept))
+        kept = () if row is None else _unexpired(row, after.time_ms)
+        self._put(after, KeyRow(after.id, kept))
         return decision
 
     def _forget(self, decision: Applied, job: Job, place: Place) -> Decision:

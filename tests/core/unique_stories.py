@@ -135,6 +135,14 @@ UNIQUE_STORIES = {
         4   | RetryRequested R                 | applied  | ready  |
         5   | Enqueued E3 job=c~J unique.key=J | conflict | ready  |
         """,
+    "one that was never started takes its key again, or is refused": """
+        0   | Enqueued E unique.key=J unique.scope=until_started | applied | ready |
+        1   | Enqueued E2 job=b~J unique.key=J unique.on_conflict=replace | applied | cancelled |
+        2   | RetryRequested R                 | conflict | cancelled |
+        3   | CancelRequested C job=b~J of=E2  | applied  | cancelled |
+        4   | RetryRequested R2                | applied  | ready     |
+        5   | Enqueued E3 job=c~J unique.key=J | conflict | ready     |
+        """,
     "a key goes with its job": BEGUN
     + """
         1   | CancelRequested C                | applied | cancelled |
