@@ -95,12 +95,16 @@ class Operator:
 
     Args:
         operation: id of its job.
+        resumed: whether somebody has worked on it before, and may have done a page that no checkpoint tells of.
     """
 
-    def __init__(self, deps: ApiDeps, operation: str, order: Order, tally: Tally) -> None:
+    def __init__(
+        self, deps: ApiDeps, operation: str, order: Order, tally: Tally, *, resumed: bool = False
+    ) -> None:
         self._deps = deps
         self._operation = operation
         self._order = order
+        self._resumed = resumed
         self.tally = tally
 
     async def step(self) -> bool:
@@ -109,7 +113,10 @@ class Operator:
         if self._order.dry_run:
             outcomes = Counter(self._would_be(job) for job in jobs)
         else:
-            outcomes = await self._asked(jobs)
+            left = await self._not_asked_yet(jobs) if self._resumed else jobs
+            outcomes = await self._asked(left)
+            outcomes["applied"] += len(jobs) - len(left)
+        self._resumed = False
         if unknown:
             outcomes["unknown_job"] += unknown
         tally = self.tally
@@ -168,6 +175,13 @@ class Operator:
     def _would_be(self, job: JobView) -> str:
         row = TRANSITIONS[VERBS[self._verb_for(job)].event.__name__]
         return "applied" if _state(job) in row else "illegal"
+
+    async def _not_asked_yet(self, jobs: Sequence[JobView]) -> Sequence[JobView]:
+        """Those that this operation has not changed: the fold knows its verbs for minutes, the history for ever."""
+        count, event_id = self._deps.topics.partitions, operation_event(self._operation)
+        wanted = [(Position(partition_of(job.id, count), 0, 0), TENANT, job.id, event_id) for job in jobs]
+        verdicts = await self._deps.read_model.verdicts(wanted, self._deps.options.verdict_wait_ms)
+        return [job for job, verdict in zip(jobs, verdicts, strict=True) if verdict.outcome != "applied"]
 
     async def _asked(self, jobs: Sequence[JobView]) -> Counter[str]:
         """Put a verb for each on the log; what became of them."""
@@ -233,7 +247,7 @@ class OperationWorker:
         asked = {"action": action, "changes": changes or {}, "dry_run": dry_run, "ids": ids, "filter": filter}
         order = msgspec.convert(asked, Order)
         tally = msgspec.convert(ctx.checkpoint, Tally) if ctx.checkpoint else Tally()
-        operator = Operator(self._deps, ctx.job_id, order, tally)
+        operator = Operator(self._deps, ctx.job_id, order, tally, resumed=ctx.attempt > 1)
         while await self._stepped(operator):
             percent = 100 * tally.matched / tally.total if tally.total else None
             await ctx.progress(percent, f"{tally.matched} jobs", msgspec.to_builtins(tally))

@@ -220,6 +220,32 @@ async def test_one_is_stopped_in_the_middle(whole: Bench, monkeypatch: pytest.Mo
     assert await states(whole) == {"held": 10, "ready": 30}
 
 
+async def test_what_was_changed_is_left_alone_even_when_the_fold_has_forgotten_the_verb(
+    whole: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operating, "ATTEMPT_AFTER_MS", 800)
+    monkeypatch.setattr(operating, "VERB_AGE_MS", 300)
+    step, steps = Operator.step, 0
+
+    async def failing(self: Operator) -> bool:
+        nonlocal steps
+        more = await step(self)
+        steps += 1
+        if steps == 1:
+            # The page is done, nobody knows, and the jobs are in the same state again when it is begun anew.
+            for job in ids:
+                answer = await whole.http.post(f"/api/v1/jobs/{job}/unhold")
+                assert answer.status_code == 200
+            raise RuntimeError("the process dies")
+        return more
+
+    monkeypatch.setattr(Operator, "step", failing)
+    ids = await some(whole, 5)
+    told = await ended(whole, await begun(whole, "hold", filter={"type": "noop"}))
+    assert (told["state"], told["outcomes"], steps) == ("succeeded", {"applied": 5}, 2)
+    assert await states(whole) == {"ready": 5}
+
+
 async def test_one_that_is_begun_again_changes_nothing_twice(
     whole: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
