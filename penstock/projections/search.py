@@ -36,6 +36,7 @@ from penstock.schemas.limits import MAX_TIME_MS
 
 EXAMINED_ROWS = 10_000
 SLICE_ROWS = 256
+SHOWN_TOGETHER = 64
 MOST_SORTED = 10_000
 MOST_SORTED_EXAMINED = 200_000
 
@@ -225,14 +226,24 @@ class Search:
         """Views in order, as many as fit a page: the first always does. None for one that has gone meanwhile."""
         shown: list[JobView | None] = []
         size = 0
-        for match in matches:
-            [view] = self._queries[match.partition].views([job_key(self._query.tenant, match.key[1])])
-            if view is not None:
-                size += len(view.payload) + len(view.result) + len(view.checkpoint) + len(view.metadata)
-            if size > PAGE_BYTES and shown:
-                break
-            shown.append(view)
+        for start in range(0, len(matches), SHOWN_TOGETHER):
+            for view in self._views(matches[start : start + SHOWN_TOGETHER]):
+                if view is not None:
+                    size += len(view.payload) + len(view.result) + len(view.checkpoint) + len(view.metadata)
+                if size > PAGE_BYTES and shown:
+                    return shown
+                shown.append(view)
         return shown
+
+    def _views(self, matches: Sequence[_Match]) -> list[JobView | None]:
+        by_partition: dict[int, list[int]] = {}
+        for number, match in enumerate(matches):
+            by_partition.setdefault(match.partition, []).append(number)
+        views: dict[int, JobView | None] = {}
+        for partition, numbers in by_partition.items():
+            keys = [job_key(self._query.tenant, matches[number].key[1]) for number in numbers]
+            views.update(zip(numbers, self._queries[partition].views(keys), strict=True))
+        return [views[number] for number in range(len(matches))]
 
 
 def merge_search_pages(pages: Sequence[SearchPage], query: SearchQuery) -> SearchPage:
