@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch, KeyValueStore
-from penstock.projections.rows import OPERATED, encode
+from penstock.projections.rows import OPERATED, after_prefix, encode, number
 from penstock.schemas.ids import operation_of
 
 
@@ -30,6 +30,10 @@ _decode_counts = msgspec.msgpack.Decoder(dict[str, int]).decode
 
 AGAIN = "duplicate"
 """A verb that was sent again: what became of it is known already."""
+
+
+_BEGUN = b"\xff"
+"""Begins the keys of rows that tell when an operation began here: no id begins so."""
 
 
 def _prefix(operation: str) -> bytes:
@@ -57,6 +61,9 @@ class Operated:
             prefix = _prefix(operation)
             counts = self.counts(operation)
             names = list(rows)
+            if not counts:
+                began_ms = min(row.time_ms for row in rows.values())
+                batch.put(OPERATED, _BEGUN + number(began_ms) + operation.encode(), b"")
             known = self._kv.multi_get(OPERATED, [prefix + name.encode() for name in names])
             for name, data in zip(names, known, strict=True):
                 row = rows[name]
@@ -81,17 +88,22 @@ class Operated:
         """Job id and row of the first jobs behind ``after``, by id."""
         prefix = _prefix(operation)
         start = prefix + after.encode() + b"\0"
-        for key, data in self._kv.scan(OPERATED, start, prefix[:-1] + b"\x01", limit=limit):
+        for key, data in self._kv.scan(OPERATED, start, after_prefix(prefix), limit=limit):
             yield key[len(prefix) :].decode(), _decode(data)
 
 
-def remove_operated(kv: KeyValueStore, before: str, limit: int) -> int:
-    """Remove rows of operations whose id is below ``before``, some at a time; how many there were."""
+def remove_operated(kv: KeyValueStore, before_ms: int, limit: int) -> int:
+    """Remove rows of operations that began before a log time here, some at a time; how many there were."""
     batch = kv.batch()
     found = 0
-    for key, _ in kv.scan(OPERATED, b"", before.encode(), limit=limit):
-        batch.delete(OPERATED, key)
-        found += 1
+    for begun, _ in kv.scan(OPERATED, _BEGUN, _BEGUN + number(max(0, before_ms)), limit=1):
+        prefix = begun[len(_BEGUN) + 8 :] + b"\0"
+        for key, _ in kv.scan(OPERATED, prefix, after_prefix(prefix), limit=limit):
+            batch.delete(OPERATED, key)
+            found += 1
+        if found < limit:
+            batch.delete(OPERATED, begun)
+            found += 1
     if found:
         kv.write(batch)
     return found

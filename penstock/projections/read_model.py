@@ -38,7 +38,6 @@ from penstock.projections.reads import LocalReads
 from penstock.projections.retention import JOBS_A_TURN, SWEEP_EVERY_S, remove_histories
 from penstock.projections.rows import FAMILIES, LAYOUT
 from penstock.schemas.errors import LogUnavailable, PenstockError, ReadBehind, ReadModelUnavailable
-from penstock.schemas.ids import ulid
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
 from penstock.state.pacing import CommitPace
@@ -147,7 +146,7 @@ class ReadModelService:
                 # Stores come and go while others have their turn.
                 while self._parts.get(number) is part:
                     removed = remove_histories(part.store.store, before_ms)
-                    removed += remove_operated(part.store.store, ulid(before_ms, 0), JOBS_A_TURN)
+                    removed += remove_operated(part.store.store, before_ms, JOBS_A_TURN)
                     await self._let_readers_run()
                     if removed < JOBS_A_TURN:
                         break

@@ -14,6 +14,7 @@ quarantine position                                       time, reason, message,
 forgotten  time, position of a ``Forgotten``              job key
 rules      position of a ``RulesActivated``               the version that it activated
 operated   operation id, NUL                              jobs by outcome
+operated   ``\\xff``, time, operation id                  nothing; when it began here
 operated   operation id, NUL, job id                      what became of the operation's wish about the job
 ========== ============================================== ============================================================
 

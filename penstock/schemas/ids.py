@@ -63,6 +63,7 @@ def partition_of(job_id: str, partitions: int) -> int:
 
 
 _OPERATION = "op."
+_is_job_id = re.compile(exactly(JOB_ID_PATTERN)).match
 
 
 def operation_event(operation: str) -> str:
@@ -71,8 +72,9 @@ def operation_event(operation: str) -> str:
 
 
 def operation_of(event_id: str) -> str:
-    """The operation that an event is of; empty if of none."""
-    return event_id.removeprefix(_OPERATION) if event_id.startswith(_OPERATION) else ""
+    """The operation that an event is of; empty if of none. An operation is a job, and has the id of one."""
+    operation = event_id.removeprefix(_OPERATION)
+    return operation if event_id.startswith(_OPERATION) and _is_job_id(operation) else ""
 
 
 def job_key(tenant: str, job_id: str) -> str:
