@@ -30,7 +30,7 @@ from penstock.client.sending import (
     request,
     stand_in,
 )
-from penstock.schemas.errors import ServerUnreachable
+from penstock.schemas.errors import PenstockError, ServerUnreachable
 from penstock.schemas.events import Priority
 
 _Result = TypeVar("_Result")
@@ -238,8 +238,9 @@ class Client:
                     after = event["token"]
                     if "type" in event:
                         yield event
-            except ServerUnreachable:
-                if not reconnect:
+            except PenstockError as error:
+                # The server is not there, or stops, or is not ready yet.
+                if not reconnect or error.status != ServerUnreachable.status:
                     raise
             if not reconnect:
                 return

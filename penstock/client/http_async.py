@@ -25,7 +25,7 @@ from penstock.client.sending import (
     request,
     stand_in,
 )
-from penstock.schemas.errors import ServerUnreachable
+from penstock.schemas.errors import PenstockError, ServerUnreachable
 from penstock.schemas.events import Priority
 
 _Result = TypeVar("_Result")
@@ -194,6 +194,10 @@ class AsyncClient:
                             after = event["token"]
                             if "type" in event:
                                 yield event
+            except PenstockError as error:
+                # The server stops, or is not ready yet.
+                if not reconnect or error.status != ServerUnreachable.status:
+                    raise
             except httpx.HTTPError as error:
                 if not reconnect:
                     raise ServerUnreachable(

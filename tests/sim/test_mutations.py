@@ -138,10 +138,6 @@ def let_two_hold_a_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(unique, "holds", lambda job, now_ms: False)
 
 
-def forget_whom_a_key_was_refused_to(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(unique, "_with_one_more", lambda *_: ())
-
-
 def replace_what_runs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(unique, "WAITING", WAITING | {"active"})
 
@@ -166,7 +162,6 @@ MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     overlook_what_was_changed,
     delete_what_runs,
     let_two_hold_a_key,
-    forget_whom_a_key_was_refused_to,
     replace_what_runs,
     tell_nobody_what_was_replaced,
 ]

@@ -355,5 +355,5 @@ def test_the_plugin(pytester: pytest.Pytester) -> None:
         """,
     )
     pytester.makeini("[pytest]\npenstock_app = tasks")
-    outcome = pytester.runpytest_subprocess("-p", "penstock.testing.plugin", "-p", "no:cacheprovider")
+    outcome = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     outcome.assert_outcomes(passed=2)
