@@ -17,6 +17,19 @@ the fold, and handlers are run by the worker. Only the log is a list in memory, 
 to go on.
 """
 
-from penstock.testing.sandbox import ANYTHING, HandlerFailed, Sandbox
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.testing.sandbox import ANYTHING, HandlerFailed, Sandbox
 
 __all__ = ["ANYTHING", "HandlerFailed", "Sandbox"]
+
+
+def __getattr__(name: str) -> Any:
+    # The pytest plugin stands in this package, and is loaded by every run of pytest.
+    if name in __all__:
+        return getattr(import_module("penstock.testing.sandbox"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
