@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.filtering import FilterRequest
+from penstock.api.filtering import FilterRequest, given_in
 from penstock.api.http import Answer, Operation, header, query
 from penstock.api.intake import TENANT
 from penstock.api.models import Cursor, ShortText
@@ -66,11 +66,7 @@ def listening_of(asked: EventsQuery) -> Listening:
     unknown = sorted(types - _TYPES)
     if unknown:
         raise InvalidField(f"types: there is no event {unknown[0]!r}", field="types")
-    given = {
-        name: value
-        for name in asked.__struct_fields__
-        if name not in _OF_THE_STREAM and (value := getattr(asked, name)) is not None
-    }
+    given = given_in(asked, _OF_THE_STREAM)
     return Listening(
         tenant=TENANT,
         wanted=FilterRequest(**given).plain(),

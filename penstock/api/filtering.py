@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: msgspec reads these hints at run time.
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from penstock.api.intake import TENANT
+from penstock.api.models import ShortText
 from penstock.client.enqueued import time_ms
 from penstock.client.requests import Moment
 from penstock.core.job_state import State
@@ -18,14 +20,11 @@ from penstock.schemas.events import Count, Priority
 from penstock.schemas.names import CheckedName
 
 MOST_VALUES = 100
-_TEXT_CHARS = 256
 
 Names = CheckedName | Annotated[list[CheckedName], Meta(max_length=MOST_VALUES)]
 States = State | Annotated[list[State], Meta(max_length=MOST_VALUES)]
 Priorities = Priority | Annotated[list[Priority], Meta(max_length=MOST_VALUES)]
-Text = Annotated[str, Meta(max_length=_TEXT_CHARS)]
-Worker = Annotated[str, Meta(max_length=_TEXT_CHARS)]
-Workers = Worker | Annotated[list[Worker], Meta(max_length=MOST_VALUES)]
+Workers = ShortText | Annotated[list[ShortText], Meta(max_length=MOST_VALUES)]
 
 
 class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,14 +44,14 @@ class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags: Names | None = None
     tags_any: Names | None = None
     worker: Workers | None = None
-    unique_key: Text | None = None
-    id_prefix: Text | None = None
+    unique_key: ShortText | None = None
+    id_prefix: ShortText | None = None
     attempt_min: Count | None = None
     attempt_max: Count | None = None
     has_errors: bool | None = None
-    error_contains: Text | None = None
-    payload_contains: Text | None = None
-    text: Text | None = None
+    error_contains: ShortText | None = None
+    payload_contains: ShortText | None = None
+    text: ShortText | None = None
     created_after: Moment | None = None
     created_before: Moment | None = None
     scheduled_after: Moment | None = None
@@ -74,6 +73,15 @@ class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if given.get("state") == ():
             raise InvalidField("state: an empty list matches nothing", field="state")
         return JobFilter(**given)
+
+
+def given_in(parameters: Struct, others: Collection[str]) -> dict[str, Any]:
+    """What query parameters say about jobs: all that were given but ``others``, by name."""
+    return {
+        name: value
+        for name in parameters.__struct_fields__
+        if name not in others and (value := getattr(parameters, name)) is not None
+    }
 
 
 _SEVERAL = frozenset({"state", "queue", "pool", "type", "priority", "tags", "tags_any", "worker"})

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.filtering import FilterRequest
+from penstock.api.filtering import FilterRequest, given_in
 from penstock.api.http import Answer, Operation, answer, query, read_json
 from penstock.api.intake import TENANT
 from penstock.api.jobs import READ_HEADERS, wait_for
@@ -39,11 +39,7 @@ async def list_jobs(request: Request) -> Response:
     deps = deps_of(request)
     asked = query(request, ListQuery)
     await wait_for(request, deps, asked)
-    given = {
-        name: value
-        for name in asked.__struct_fields__
-        if name not in _PAGING and (value := getattr(asked, name)) is not None
-    }
+    given = given_in(asked, _PAGING)
     if asked.sort == "-created_at" and given.keys() <= set(_SIMPLE):
         wanted = JobsQuery(tenant=TENANT, limit=asked.limit, cursor=asked.cursor, **given)
         page = await deps.read_model.list_jobs(wanted)

@@ -62,6 +62,11 @@ def holds(job: Job, now_ms: int) -> bool:
             return now_ms < job.unique_until_ms
 
 
+def held_by(job_id: str) -> str:
+    """Why a job does not get its key, for people."""
+    return f"its unique key is held by the job {job_id}"
+
+
 class Other(NamedTuple):
     """The job that holds the key which a line asks for, and what the line is to it."""
 
@@ -124,7 +129,7 @@ class UniqueKeys:
 
     @staticmethod
     def _conflict(holder: Held, holder_id: str) -> Judged:
-        reason = f"its unique key is held by the job {holder_id}"
+        reason = held_by(holder_id)
         job = holder.job
         return Refused("conflict", reason), None if job is None else Other(job, job, "conflict", reason)
 
@@ -136,7 +141,7 @@ class UniqueKeys:
             holder = self._held(before.tenant, row.holder).job
             if holder is not None and holds(holder, after.time_ms):
                 memory = verbs.remember(before, event, "conflict")
-                return Refused("conflict", f"its unique key is held by the job {row.holder}", memory)
+                return Refused("conflict", held_by(row.holder), memory)
         kept = () if row is None else _unexpired(row, after.time_ms)
         self._put(after, KeyRow(after.id, kept))
         return decision

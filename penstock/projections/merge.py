@@ -55,23 +55,38 @@ def merge_newest(
 # Jobs
 
 
+def encode_cursor(text: str) -> str:
+    """A place in a list, as it is given out."""
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, listing: str) -> str:
+    """What :func:`encode_cursor` was given. Raises InvalidCursor, which says that it is none of ``listing``."""
+    try:
+        return urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError) as error:
+        raise InvalidCursor(f"cursor is not one that {listing} gave out") from error
+
+
+def parse_place(text: str, listing: str) -> tuple[int, str]:
+    """Time (Unix ms) and job id of a place that a cursor names. Raises InvalidCursor as :func:`decode_cursor`."""
+    time, dot, job_id = text.partition(".")
+    if not dot or not time.isdigit() or len(time) > 15 or int(time) > MAX_TIME_MS:
+        raise InvalidCursor(f"cursor is not one that {listing} gave out")
+    return int(time), job_id
+
+
+_LIST = "a list of jobs"
+
+
 def list_cursor(created_at_ms: int, job_id: str) -> str:
     """The cursor that continues a list after this job."""
-    return urlsafe_b64encode(f"{created_at_ms}.{job_id}".encode()).decode().rstrip("=")
+    return encode_cursor(f"{created_at_ms}.{job_id}")
 
 
 def parse_list_cursor(cursor: str) -> tuple[int, str] | None:
     """Creation time and id of the job to continue after; None for no cursor. Raises InvalidCursor."""
-    if not cursor:
-        return None
-    try:
-        text = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, UnicodeError, ValueError) as error:
-        raise InvalidCursor("cursor is not one that a list of jobs gave out") from error
-    created, dot, job_id = text.partition(".")
-    if not dot or not created.isdigit() or len(created) > 15 or int(created) > MAX_TIME_MS:
-        raise InvalidCursor("cursor is not one that a list of jobs gave out")
-    return int(created), job_id
+    return parse_place(decode_cursor(cursor, _LIST), _LIST) if cursor else None
 
 
 def merge_job_pages(pages: Sequence[JobsPage], limit: int) -> JobsPage:
@@ -85,10 +100,11 @@ def merge_job_pages(pages: Sequence[JobsPage], limit: int) -> JobsPage:
     total = sum(page.total for page in pages)
     if not more:
         return JobsPage(items, None, total)
-    return JobsPage(items, list_cursor(_time_ms(items[-1].created_at), items[-1].id), total)
+    return JobsPage(items, list_cursor(view_time_ms(items[-1].created_at), items[-1].id), total)
 
 
-def _time_ms(text: str) -> int:
+def view_time_ms(text: str) -> int:
+    """Unix ms of a time as views show it."""
     moment = datetime.fromisoformat(text)
     return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
 from penstock.core.rules import RuleSet
-from penstock.core.unique import decode_key_row, key_row_key
+from penstock.core.unique import decode_key_row, held_by, key_row_key
 from penstock.projections.as_of import job_as_of
 from penstock.projections.candidates import Candidates, ListKey
 from penstock.projections.filters import passes_inside, row_test
@@ -238,8 +238,7 @@ class PartitionQueries:
         # More than the key remembers may have been turned away: then whoever has it now is told.
         refused = (verdict.outcome for verdict in row.refused if verdict.event_id == job_id)
         holder = next(refused, row.holder)
-        reason = f"its unique key is held by the job {holder}"
-        return VerdictView("conflict", reason, self.view(job_key(tenant, holder)))
+        return VerdictView("conflict", held_by(holder), self.view(job_key(tenant, holder)))
 
     def _accepted_backwards(self, prefix: bytes, packed: int) -> Iterator[HistoryItem]:
         """Accepted lines from the row of ``packed`` backwards, then those behind it."""

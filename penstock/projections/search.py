@@ -18,27 +18,26 @@ most :data:`MOST_SORTED` jobs.
 from __future__ import annotations
 
 import asyncio
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from penstock.core.job_state import Job
 from penstock.projections.candidates import ListKey
 from penstock.projections.filters import passes_inside, row_test
-from penstock.projections.merge import check_limit
+from penstock.projections.merge import check_limit, decode_cursor, encode_cursor, parse_place, view_time_ms
 from penstock.projections.port import JobView, SearchPage, SearchQuery, Sort
 from penstock.projections.queries import PAGE_BYTES, PartitionQueries
 from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.ids import job_key
-from penstock.schemas.limits import MAX_TIME_MS
 
 EXAMINED_ROWS = 10_000
 SLICE_ROWS = 256
 SHOWN_TOGETHER = 64
 MOST_SORTED = 10_000
 MOST_SORTED_EXAMINED = 200_000
+
+
+_SEARCH = "a search"
 
 
 class Order:
@@ -58,7 +57,7 @@ class Order:
     def of_view(self, job: JobView) -> ListKey:
         """As :meth:`of`, of a job as it is shown."""
         text = getattr(job, self.field)
-        return 0 if text is None else _time_ms(text), job.id
+        return 0 if text is None else view_time_ms(text), job.id
 
     def behind(self, key: ListKey, other: ListKey) -> bool:
         """Whether a job comes after another."""
@@ -70,29 +69,17 @@ class Order:
 
     def cursor(self, key: ListKey) -> str:
         """Goes on behind this place."""
-        text = f"{self.sort} {key[0]}.{key[1]}"
-        return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        return encode_cursor(f"{self.sort} {key[0]}.{key[1]}")
 
     def parse(self, cursor: str) -> ListKey | None:
         """The place that a cursor goes on behind; None for no cursor. Raises InvalidCursor."""
         if not cursor:
             return None
-        try:
-            text = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-        except (binascii.Error, UnicodeError, ValueError) as error:
-            raise InvalidCursor("cursor is not one that a search gave out") from error
-        sort, _, place = text.partition(" ")
-        value, dot, job_id = place.partition(".")
-        if not dot or not value.isdigit() or len(value) > 15 or int(value) > MAX_TIME_MS:
-            raise InvalidCursor("cursor is not one that a search gave out")
+        sort, _, place = decode_cursor(cursor, _SEARCH).partition(" ")
+        key = parse_place(place, _SEARCH)
         if sort != self.sort:
             raise InvalidCursor(f"cursor is of a search sorted by {sort}")
-        return int(value), job_id
-
-
-def _time_ms(text: str) -> int:
-    moment = datetime.fromisoformat(text)
-    return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        return key
 
 
 class _Match(NamedTuple):
@@ -114,7 +101,6 @@ class Search:
         self._order = Order(query.sort)
         self._after = self._order.parse(query.cursor)
         self._passes = row_test(query.filter)
-        self._examined = 0
 
     async def page(self) -> SearchPage:
         """Look until the page is full, or enough was looked at. Others have their turns in between."""
