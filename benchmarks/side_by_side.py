@@ -37,7 +37,8 @@ def by_turns(
 ) -> dict[str, list[Any]]:
     """Results of every system by its name, one a round. Each round begins with another system.
 
-    One that fails is left out from then on, with no results at all.
+    A round that fails is done once more, and named at the end: a peer may lose a job now and then. A system that fails
+    twice running is left out from then on, with no results at all.
     """
     found: dict[str, list[Any]] = {system.name: [] for system in systems}
     for turn in range(plan.rounds):
@@ -45,17 +46,27 @@ def by_turns(
         for system in (*systems[first:], *systems[:first]):
             if system.name not in found:
                 continue
-            try:
-                with system.round():
-                    result = measure(system)
-            except (Wrong, AssertionError, OSError) as error:
-                print(f"  {what}, {system.name}: FAILED: {error}", flush=True)
-                plan.failures.append(f"{what}: {system.name}")
+            result = _round_of(system, plan, f"{what}, round {turn + 1}", measure)
+            if result is None:
                 del found[system.name]
-                continue
-            found[system.name].append(result)
-            print(f"  {what}, round {turn + 1}, {system.name}: {_shown(result)}", flush=True)
+            else:
+                found[system.name].append(result)
     return found
+
+
+def _round_of(system: System, plan: Plan, what: str, measure: Callable[[System], Any]) -> Any:
+    """What one round gave, done once more if it failed; None when it failed again. Failures go into the plan."""
+    for _ in range(2):
+        try:
+            with system.round():
+                result = measure(system)
+        except (Wrong, AssertionError, OSError) as error:
+            print(f"  {what}, {system.name}: FAILED: {error}", flush=True)
+            plan.failures.append(f"{what}: {system.name}")
+        else:
+            print(f"  {what}, {system.name}: {_shown(result)}", flush=True)
+            return result
+    return None
 
 
 def _shown(result: Any) -> str:

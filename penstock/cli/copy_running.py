@@ -108,11 +108,15 @@ async def copy_log(source: Settings, target: Settings, folder: Path, wanted: Wan
         raise Conflict(
             "source and target are the same namespace of the same log: give --to or --to-namespace"
         )
-    async with opened_ends(source, target, dry_run=wanted.dry_run) as (one, other):
+    async with (
+        _until_told(wanted.follow) as stopping,
+        opened_ends(source, target, dry_run=wanted.dry_run) as ends,
+    ):
+        one, other = ends
         copier = LogCopier(one, other, folder, dry_run=wanted.dry_run, on_progress=told)
         async with copier:
             if wanted.follow:
-                await _follow(copier)
+                await _follow(copier, stopping)
             elif wanted.dry_run:
                 await copier.copy()
             else:
@@ -136,21 +140,30 @@ async def _report(
     )
 
 
-async def _follow(copier: LogCopier) -> None:
-    """Copy what comes, until this process is told to stop."""
+@asynccontextmanager
+async def _until_told(follow: bool) -> AsyncGenerator[asyncio.Event]:
+    """Set when this process is told to stop: what follows ends in good order then, however early it is told."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM) if follow else ()
+    for number in numbers:
         loop.add_signal_handler(number, stopping.set)
     try:
-        while not stopping.is_set():
-            await copier.copy()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FOLLOW_PAUSE_S):
-                    await stopping.wait()
+        yield stopping
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+async def _follow(copier: LogCopier, stopping: asyncio.Event) -> None:
+    """Copy what there is and what comes, until ``stopping``."""
+    while True:
+        await copier.copy()
+        if stopping.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOW_PAUSE_S):
+                await stopping.wait()
 
 
 async def _complete(copier: LogCopier, source: End, settings: Settings, wanted: Wanted) -> CopyReport:
