@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from penstock.client.http_async import AsyncClient
     from penstock.schemas.errors import PenstockError
     from penstock.workers.app import App
+    from penstock.workers.around import Call
+    from penstock.workers.command import command_task
     from penstock.workers.context import Context
+    from penstock.workers.dependencies import Depends
     from penstock.workers.errors import Fatal, HandlerError, JobStopped, NonRetryable, RetryLater
     from penstock.workers.task import Task, task
     from penstock.workers.values import Cancel, PartError, Partial, Retry, Snooze
@@ -32,9 +35,11 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "AsyncClient",
+    "Call",
     "Cancel",
     "Client",
     "Context",
+    "Depends",
     "Fatal",
     "HandlerError",
     "JobStopped",
@@ -47,15 +52,18 @@ __all__ = [
     "Snooze",
     "Task",
     "__version__",
+    "command_task",
     "task",
 ]
 
 _HOMES = {
     "App": "workers.app",
     "AsyncClient": "client.http_async",
+    "Call": "workers.around",
     "Cancel": "workers.values",
     "Client": "client.http",
     "Context": "workers.context",
+    "Depends": "workers.dependencies",
     "Fatal": "workers.errors",
     "HandlerError": "workers.errors",
     "JobStopped": "workers.errors",
@@ -67,6 +75,7 @@ _HOMES = {
     "RetryLater": "workers.errors",
     "Snooze": "workers.values",
     "Task": "workers.task",
+    "command_task": "workers.command",
     "task": "workers.task",
 }
 

@@ -32,6 +32,8 @@ class FetchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     types: Types
     pool: CheckedName = "default"
     max: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    limits: dict[CheckedName, Annotated[int, Meta(ge=1, le=1_000_000)]] = {}
+    """By type, how many jobs of it the worker takes at most, those included that it holds."""
     wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 10_000
     lease_ms: LeaseMs = 30_000
     incarnation: Short = ""

@@ -58,6 +58,7 @@ async def fetch_jobs(request: Request) -> Response:
     )
     worker.name(_named(asked.leases))
     worker.wants(asked.types)
+    worker.session.set_limits(asked.limits)
     types = frozenset(asked.types)
     leases = worker.take(types, asked.max)
     if not leases:

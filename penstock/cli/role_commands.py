@@ -21,6 +21,14 @@ App = Annotated[
         "--app", metavar="MODULE", help="Module (or .py file) with handlers; may be given more than once."
     ),
 ]
+Command = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--command",
+        metavar="TYPE=PROGRAM",
+        help="Program that handles jobs of a type, like 'thumb=./thumb.sh --fast'; may be given more than once.",
+    ),
+]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
 Port = Annotated[
     int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.", show_default=False)
@@ -94,12 +102,13 @@ def dev(
     host: Host = None,
     port: Port = None,
     app: App = None,
+    command: Command = None,
     concurrency: Concurrency = None,
     temp: Annotated[
         bool, typer.Option("--temp", help="Keep data in a folder that is removed at the end.")
     ] = False,
 ) -> None:
-    """Run everything in one process on the embedded log: service, read model, and the handlers of --app."""
+    """Run everything in one process on the embedded log: service, read model, and handlers (--app, --command)."""
     from penstock.cli.role_running import run_dev
 
     with contextlib.ExitStack() as stack:
@@ -108,7 +117,8 @@ def dev(
         if temp:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-")))
         log = f"embedded:{data}" if temp else None
-        cli = cli_of(ctx, data=data, log=log, host=host, port=port, app=app, concurrency=concurrency)
+        flags: dict[str, Any] = {"app": app, "command": command, "concurrency": concurrency}
+        cli = cli_of(ctx, data=data, log=log, host=host, port=port, **flags)
         settings = _role(cli)
         if not settings.is_embedded:
             raise SettingsInvalid(
@@ -192,6 +202,7 @@ def projection(
 def worker(
     ctx: typer.Context,
     app: App = None,
+    command: Command = None,
     server: Server = None,
     log: LogUrl = None,
     concurrency: Concurrency = None,
@@ -204,9 +215,11 @@ def worker(
     from penstock.cli.role_running import run_worker
 
     flags: dict[str, Any] = {"concurrency": concurrency, "pool": pool, "name": name, "host": host}
-    cli = cli_of(ctx, app=app, server=server, log=log, health_port=health_port, **flags)
-    if not cli.settings.app:
-        raise SettingsInvalid("a worker needs handlers: --app MODULE, or PENSTOCK_APP")
+    cli = cli_of(ctx, app=app, command=command, server=server, log=log, health_port=health_port, **flags)
+    if not cli.settings.app and not cli.settings.command:
+        raise SettingsInvalid(
+            "a worker needs handlers: --app MODULE (or PENSTOCK_APP), or --command TYPE=PROGRAM"
+        )
     # An embedded log has an owner already: its server is the way to it.
     over_http = "log" not in cli.flags and ("server" in cli.flags or cli.settings.is_embedded)
     run_worker(_role(cli) if over_http else _cluster_role(cli, "worker"), over_http=over_http)

@@ -26,12 +26,27 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_dev(settings: Settings) -> None:
-    """Everything in one process."""
-    from penstock.cli.worker_role import start_log_worker
+def _tasks_of(settings: Settings) -> App:
+    """The handlers that were asked for.
+
+    Raises:
+        AppInvalid, TaskInvalid: they cannot be had.
+    """
     from penstock.workers.loading import load_apps
 
     tasks = load_apps(settings.app)
+    if settings.command:
+        from penstock.workers.command import parse_commands
+
+        tasks.include(*parse_commands(settings.command))
+    return tasks
+
+
+def run_dev(settings: Settings) -> None:
+    """Everything in one process."""
+    from penstock.cli.worker_role import start_log_worker
+
+    tasks = _tasks_of(settings)
     address = ""
 
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:
@@ -133,9 +148,8 @@ def run_projection(settings: Settings) -> None:
 def run_worker(settings: Settings, *, over_http: bool) -> None:
     """Handlers, on the log or through a server."""
     from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
-    from penstock.workers.loading import load_apps
 
-    tasks = load_apps(settings.app)
+    tasks = _tasks_of(settings)
 
     async def compose(stack: AsyncExitStack) -> Sequence[Service]:
         parts: list[Service] = []

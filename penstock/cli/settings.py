@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     name: str = Field("", max_length=200)
     """Name of this process among its like; empty makes one from host and process id."""
     app: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    command: list[str] = []
+    """Programs as handlers, ``TYPE=PROGRAM ARGUMENT ...`` each; a JSON array in the environment."""
     pool: str = Field("default", pattern=NAME_PATTERN)
     concurrency: int = Field(10, ge=1, le=10_000)
     grace_ms: int = Field(10_000, ge=0, le=3_600_000)

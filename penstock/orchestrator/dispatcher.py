@@ -43,7 +43,9 @@ class Dispatcher:
             for index, (session, fitting) in enumerate(takers):
                 waiting = sum(machine.waiting(of_machine) for machine, of_machine in fitting.items())
                 share = -(-waiting // (len(takers) - index))
-                self._fill(session, fitting, min(session.room(rank), share), now, out)
+                room = min(session.room(rank), share)
+                for part, most in _by_limit(session, fitting, room):
+                    room -= self._fill(session, part, min(room, most), now, out)
 
     def _fill(
         self,
@@ -52,26 +54,44 @@ class Dispatcher:
         limit: int,
         now: Now,
         out: Outputs,
-    ) -> None:
-        """Give a session up to ``limit`` jobs: from all partitions by turns, and many at once from each.
+    ) -> int:
+        """Give a session up to ``limit`` jobs: from all partitions by turns, many at once from each. How many it got.
 
         Their leases, and later their outcomes, are then few long records instead of one for each partition.
         """
+        left = limit
         order = list(fitting)
         start = self._turn % len(order)
         order = order[start:] + order[:start]
-        while order and limit > 0:
-            share = -(-limit // len(order))
-            if limit > len(order):
-                share = max(share, min(limit, BUNDLED_JOBS))
+        while order and left > 0:
+            share = -(-left // len(order))
+            if left > len(order):
+                share = max(share, min(left, BUNDLED_JOBS))
             still: list[PartitionMachine] = []
             for machine in order:
-                wanted = min(share, limit)
+                wanted = min(share, left)
                 given = machine.lease(fitting[machine], session, wanted, now, out) if wanted else 0
-                limit -= given
+                left -= given
                 if given and given == wanted:
                     still.append(machine)
             order = still
+        return limit - left
+
+
+def _by_limit(
+    session: Session, fitting: dict[PartitionMachine, list[Lane]], room: int
+) -> list[tuple[dict[PartitionMachine, list[Lane]], int]]:
+    """The lanes of each type that has a limit of its own, with how many more it allows; then all others together."""
+    if not session.limits:
+        return [(fitting, room)]
+    found: dict[str, dict[PartitionMachine, list[Lane]]] = {}
+    for machine, lanes in fitting.items():
+        for lane in lanes:
+            limited = lane.job_type if lane.job_type in session.limits else ""
+            found.setdefault(limited, {}).setdefault(machine, []).append(lane)
+    others = found.pop("", None)
+    parts = [(part, session.room_for(job_type) or 0) for job_type, part in sorted(found.items())]
+    return parts if others is None else [*parts, (others, room)]
 
 
 def _fitting(

@@ -7,6 +7,7 @@ the moment they are decided.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -36,8 +37,8 @@ class Session:
     """One worker as reached one way."""
 
     __slots__ = (
-        "concurrency", "credits", "heard_ms", "incarnation", "key", "lease_ms", "leases", "leaving",
-        "pool", "proposed", "route", "seq", "surplus", "types", "via", "worker", "yielding",
+        "_limited", "_of_type", "concurrency", "credits", "heard_ms", "incarnation", "key", "lease_ms", "leases",
+        "leaving", "limits", "pool", "proposed", "route", "seq", "surplus", "types", "via", "worker", "yielding",
     )  # fmt: skip
 
     def __init__(self, key: SessionKey) -> None:
@@ -49,6 +50,11 @@ class Session:
         self.types: frozenset[str] = frozenset()
         self.concurrency = 1
         self.credits = 0
+        self.limits: dict[str, int] = {}
+        """Credits of single job types, beside those of all; types that are not named have none of their own."""
+        self._of_type: Counter[str] = Counter()
+        """Outstanding leases of types that were limited when they were proposed."""
+        self._limited: dict[LeaseKey, str] = {}
         self.seq = -1
         self.lease_ms = 30_000
         self.heard_ms = 0
@@ -77,17 +83,48 @@ class Session:
         extra = min(self.concurrency, max(0, self.credits - self.concurrency), self.yielding) if urgent else 0
         return max(0, self.credits + extra - self.outstanding)
 
-    def hold(self, lease: LeaseKey, *, yields: bool) -> None:
+    def room_for(self, job_type: str) -> int | None:
+        """How many more jobs of a type its limit allows; None if the type has none."""
+        limit = self.limits.get(job_type)
+        return None if limit is None else max(0, limit - self._of_type[job_type])
+
+    def outstanding_limited(self) -> dict[str, int]:
+        """Leases of the limited types."""
+        return {job_type: self._of_type[job_type] for job_type in self.limits}
+
+    def propose(self, job_type: str) -> None:
+        """A lease is proposed for it."""
+        self.proposed += 1
+        if job_type in self.limits:
+            self._of_type[job_type] += 1
+
+    def retract(self, job_type: str) -> None:
+        """A proposal is none any more: accepted, refused or given up."""
+        self.proposed -= 1
+        if self._of_type:
+            self._count_out(job_type)
+
+    def _count_out(self, job_type: str) -> None:
+        # Those proposed before its limit was known were not counted.
+        if self._of_type[job_type] > 0:
+            self._of_type[job_type] -= 1
+
+    def hold(self, lease: LeaseKey, job_type: str, *, yields: bool) -> None:
         """A lease is this worker's."""
         if lease in self.leases:
             self.let_go(lease)
         self.leases[lease] = yields
         self.yielding += yields
+        if job_type in self.limits:
+            self._limited[lease] = job_type
+            self._of_type[job_type] += 1
 
     def let_go(self, lease: LeaseKey) -> bool:
         """A lease is no longer this worker's; whether it was one that may make room."""
         yields = self.leases.pop(lease, False)
         self.yielding -= yields
+        if self._limited and (job_type := self._limited.pop(lease, None)) is not None:
+            self._count_out(job_type)
         return yields
 
     def silence(self) -> None:
@@ -100,7 +137,7 @@ class Session:
         self.surplus = True
 
     def takes(self, lane: Lane) -> bool:
-        return lane.pool == self.pool and lane.job_type in self.types
+        return lane.pool == self.pool and lane.job_type in self.types and self.room_for(lane.job_type) != 0
 
 
 class _Life(Struct):
@@ -161,6 +198,9 @@ class Fleet:
             session.types = frozenset(beat.types)
         session.concurrency = beat.concurrency
         session.credits = beat.credits.get(self._incarnation, 0)
+        session.limits = {
+            job_type: shares.get(self._incarnation, 0) for job_type, shares in beat.limits.items()
+        }
         session.surplus = False
         session.lease_ms = lease_ms
         session.leaving = beat.leaving

@@ -35,6 +35,7 @@ class Lease:
         "ending_ms",
         "expires_ms",
         "incarnation",
+        "job_type",
         "lease",
         "lease_ms",
         "missed",
@@ -48,6 +49,7 @@ class Lease:
         self.lease = job.lease
         self.lease_ms = job.lease_ms
         self.incarnation = job.incarnation
+        self.job_type = job.job_type
         self.timeout_ms = job.timeout_ms
         self.session = session
         self.expires_ms = now_ms + job.lease_ms
@@ -75,7 +77,7 @@ class LeaseKeeper:
     def grant(self, key: str, job: Job, session: Session, now_ms: int) -> Lease:
         """Keep a lease that the fold accepted, or that was found at takeover: in full from now."""
         lease = self._leases[key] = Lease(job, session, now_ms)
-        session.hold((self._partition, key), yields=RANK[job.priority] >= URGENT_RANKS)
+        session.hold((self._partition, key), job.job_type, yields=RANK[job.priority] >= URGENT_RANKS)
         return lease
 
     def end(self, key: str) -> Lease | None:
@@ -93,7 +95,8 @@ class LeaseKeeper:
     def renew(self, lease: Lease, key: str, session: Session, run_ms: int, now_ms: int) -> None:
         """Its holder named it in a heartbeat, perhaps by another way than it was reached before."""
         if lease.session is not session:
-            session.hold((self._partition, key), yields=lease.session.let_go((self._partition, key)))
+            yields = lease.session.let_go((self._partition, key))
+            session.hold((self._partition, key), lease.job_type, yields=yields)
             lease.session = session
         lease.expires_ms = now_ms + lease.lease_ms
         lease.run_ms = run_ms

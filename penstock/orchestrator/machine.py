@@ -246,6 +246,7 @@ class OrchestratorMachine:
                 orchestrator_incarnation=self.incarnation,
                 seq=session.seq,
                 outstanding=session.outstanding,
+                limited=session.outstanding_limited(),
             )
         )
 

@@ -41,13 +41,13 @@ class Proposals:
     def add(self, key: str, lane: Lane, lease: str, session: Session, now_ms: int) -> None:
         self._by_key[key] = Proposal(lease, lane, session, now_ms)
         self.in_lane[lane] += 1
-        session.proposed += 1
+        session.propose(lane.job_type)
 
     def take(self, key: str) -> None:
         """It came back, accepted or refused, or is given up. Nothing happens if there is none."""
         proposal = self._by_key.pop(key, None)
         if proposal is not None:
-            proposal.session.proposed -= 1
+            proposal.session.retract(proposal.lane.job_type)
             lane, in_lane = proposal.lane, self.in_lane
             left = in_lane[lane] - 1
             if left:

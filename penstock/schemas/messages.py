@@ -81,6 +81,9 @@ class Heartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
     types: tuple[str, ...] = ()
     concurrency: int = 1
     credits: dict[str, int] = {}
+    limits: dict[str, dict[str, int]] = {}
+    """By job type, for those that the worker runs fewer of at once: how many leases of it each orchestrator may let the
+    worker hold, as ``credits`` says of all."""
     route: int = 1
     holding: tuple[Holding, ...] = ()
     """Every lease held, in a full heartbeat; empty in a partial one."""
@@ -150,7 +153,8 @@ class Serving(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
 class Acknowledged(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """To a worker: the orchestrator has seen its heartbeat ``seq``.
 
-    It holds ``outstanding`` leases of it, proposed ones included.
+    It holds ``outstanding`` leases of it, proposed ones included; ``limited``: of the job types that its heartbeat
+    has limits for.
     """
 
     worker: str
@@ -160,6 +164,7 @@ class Acknowledged(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
     orchestrator_incarnation: str
     seq: int
     outstanding: int
+    limited: dict[str, int] = {}
 
 
 class CancelJob(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):

@@ -20,6 +20,7 @@ from penstock.testing.instant import InstantLog
 from penstock.testing.server import ADDRESS, InstantServer, run_to_its_end
 from penstock.testing.working import Drainer, Ran, nothing_planned
 from penstock.workers.app import AnyTask, App
+from penstock.workers.dependencies import Overrides
 
 MOST_JOBS = 1_000
 
@@ -52,6 +53,7 @@ class Sandbox:
         tasks: what runs the jobs: an App, or tasks. Jobs of other types wait.
         inline: run each job at once when it is put in, before whoever put it in goes on.
         now: the time that stands still; the moment that it is made if not given.
+        overrides: providers of the tasks' dependencies, and what is used in their stead.
         raises: whether a job that ends without success, or whose attempt fails, raises HandlerFailed from where it was
             run. ``dead`` does so only for those that end.
     """
@@ -62,10 +64,12 @@ class Sandbox:
         *,
         inline: bool = False,
         now: datetime | None = None,
+        overrides: Overrides | None = None,
         raises: Literal["never", "dead", "always"] = "never",
     ) -> None:
         self.tasks = tasks if isinstance(tasks, App) else App(*tasks)
         self.inline = inline
+        self._overrides = overrides
         self._raises = raises
         self._log = InstantLog(time.time_ns() // 1_000_000 if now is None else round(now.timestamp() * 1_000))
         self._server = InstantServer(self._log, self._after_a_write)
@@ -117,7 +121,7 @@ class Sandbox:
     async def adrain(self, *, type: str = "", most: int = MOST_JOBS, skip_time: bool = False) -> int:
         """As :meth:`drain`, in the running event loop."""
         ran = 0
-        drainer = Drainer(self._log, self.tasks, self._planned)
+        drainer = Drainer(self._log, self.tasks, self._planned, self._overrides)
         self._draining = True
         try:
             while True:

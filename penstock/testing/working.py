@@ -17,6 +17,7 @@ from penstock.schemas.errors import LeaseLost
 from penstock.schemas.messages import Delivery
 from penstock.testing.instant import LEASE_MS, WORKER, InstantLog
 from penstock.workers.app import App
+from penstock.workers.dependencies import Overrides
 from penstock.workers.lease import HeldLease
 from penstock.workers.runtime import Worker
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
@@ -114,9 +115,12 @@ class InstantTransport:
 class Drainer:
     """Runs the jobs of a sandbox in the event loop that it is called in."""
 
-    def __init__(self, log: InstantLog, tasks: App, planned: Planned) -> None:
+    def __init__(
+        self, log: InstantLog, tasks: App, planned: Planned, overrides: Overrides | None = None
+    ) -> None:
         self._log = log
         self._tasks = tasks
+        self._overrides = overrides
         self._planned = planned
 
     async def drain(self, most: int, wanted: Callable[[Job], bool], then: Callable[[Ran], None]) -> int:
@@ -129,6 +133,8 @@ class Drainer:
             name=WORKER,
             lease_ms=LEASE_MS,
             grace_ms=0,
+            overrides=self._overrides,
+            processes=False,
             wall_ms=lambda: self._log.now_ms,
         )
         ran = 0

@@ -1,6 +1,7 @@
 """From a job's payload to a handler's parameters, and back.
 
-Parameters annotated :class:`~penstock.workers.context.Context` are the runtime's; the others are the payload's:
+Parameters annotated :class:`~penstock.workers.context.Context` are the runtime's, those with a
+:class:`~penstock.workers.dependencies.Depends` are provided by it; the others are the payload's:
 
 * none: the payload is null or ``{}``;
 * one that is a pydantic model, dataclass, msgspec struct, TypedDict or mapping, or has no annotation, or is
@@ -29,7 +30,8 @@ import typing_extensions
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from penstock.workers.context import Context
+from penstock.workers.context import asks_for_context
+from penstock.workers.dependencies import Depends, dependency_of
 from penstock.workers.errors import InvalidPayload, TaskInvalid
 from penstock.workers.outcome import to_json
 
@@ -62,6 +64,8 @@ class Arguments:
         parameters, hints = self._inspect()
         self.context_name = ""
         """The parameter that gets the context; empty if there is none."""
+        self.needs: dict[str, Depends] = {}
+        """The parameters that are provided."""
         self._payload_parameters: list[inspect.Parameter] = []
         self._open = False
         for parameter in parameters:
@@ -71,9 +75,13 @@ class Arguments:
         """The parameter that takes the whole payload; empty if there is none."""
         self._decode = self._decoder()
         self.signature = inspect.Signature(
-            [parameter for parameter in parameters if parameter.name != self.context_name]
+            [
+                parameter
+                for parameter in parameters
+                if parameter.name != self.context_name and parameter.name not in self.needs
+            ]
         )
-        """What a caller gives: without the context."""
+        """What a caller gives: without the context and what is provided."""
 
     # Reading a payload
 
@@ -133,7 +141,10 @@ class Arguments:
         return parameters, hints
 
     def _sort(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
-        if _is_context(hints.get(parameter.name)):
+        needed = dependency_of(hints.get(parameter.name))
+        if needed is not None:
+            self.needs[parameter.name] = needed
+        elif asks_for_context(hints.get(parameter.name)):
             if self.context_name:
                 raise TaskInvalid(f"{self._name} asks for the context twice")
             self.context_name = parameter.name
@@ -240,12 +251,6 @@ class Arguments:
                 raise PayloadMismatch([("", f"not JSON: {error}")]) from error
 
         return read
-
-
-def _is_context(hint: Any) -> bool:
-    if isinstance(hint, type):
-        return issubclass(hint, Context)
-    return any(_is_context(part) for part in typing.get_args(hint) if part is not type(None))
 
 
 def _is_object(hint: Any) -> bool:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable, Mapping, MutableMapping
+import typing
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from penstock.schemas.errors import InvalidField, TooLarge
 from penstock.schemas.messages import Delivery
 from penstock.workers.errors import JobStopped
-from penstock.workers.outcome import StopReason
+from penstock.workers.outcome import StopReason, to_json
 from penstock.workers.progress import ProgressReporter, checkpoint_bytes, progress_message
 from penstock.workers.run import Run
+from penstock.workers.steps import TOO_MUCH, Saved
 
 _logger = logging.getLogger("penstock.job")
 
@@ -95,10 +100,14 @@ class Context:
     def metadata(self) -> Mapping[str, Any]:
         return msgspec.json.decode(self._delivery.metadata) or {}
 
-    @cached_property
+    @property
     def checkpoint(self) -> Any:
         """The last checkpoint that was saved, by this attempt or one before it; None if there is none."""
-        return msgspec.json.decode(self._delivery.checkpoint)
+        return self._saved.checkpoint
+
+    @cached_property
+    def _saved(self) -> Saved:
+        return Saved(bytes(self._delivery.checkpoint))
 
     @cached_property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -127,7 +136,7 @@ class Context:
 
     def sleep(self, seconds: float) -> None:
         """Sleep in a thread, and wake with JobStopped if the handler is to stop."""
-        if self._run.stopping is None:
+        if self._run.stopping is None or self._reporter.on_loop:
             raise RuntimeError("ctx.sleep is for handlers in threads; on the event loop await asyncio.sleep")
         self._run.stopping.wait(seconds)
         self.raise_if_cancelled()
@@ -147,25 +156,95 @@ class Context:
             LeaseLost: with a checkpoint, and the lease is no longer held.
             InvalidField, TooLarge: the checkpoint cannot be kept.
         """
-        return self._report(
-            percent, message, None if checkpoint is None else checkpoint_bytes(checkpoint), checkpoint
-        )
+        if checkpoint is None:
+            return self._report(percent, message, None)
+        return self._report_checkpoint(percent, message, checkpoint)
 
     def save(self, checkpoint: Any) -> Awaitable[None]:
         """Save a checkpoint, None included, without telling progress. As durable, and raises, as
         :meth:`progress`.
         """
-        return self._report(None, "", checkpoint_bytes(checkpoint), checkpoint)
+        return self._report_checkpoint(None, "", checkpoint)
 
-    def _report(
-        self, percent: float | None, message: str, encoded: bytes | None, checkpoint: Any
-    ) -> Awaitable[None]:
+    def _report_checkpoint(self, percent: float | None, message: str, checkpoint: Any) -> Awaitable[None]:
+        encoded = checkpoint_bytes(self._saved.with_checkpoint(checkpoint))
+        reported = self._report(percent, message, encoded)
+        self._saved.checkpoint = checkpoint
+        return reported
+
+    def _report(self, percent: float | None, message: str, encoded: bytes | None) -> Awaitable[None]:
         if percent is not None:
             percent = min(max(float(percent), 0.0), 100.0)
-        saved = self._reporter.report(self._run, percent, progress_message(message), encoded)
-        if encoded is not None:
-            self.checkpoint = checkpoint
-        return saved
+        return self._reporter.report(self._run, percent, progress_message(message), encoded)
+
+    # Steps
+
+    def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do a part of the work once, however many attempts the job takes.
+
+        ``function(*args, **kwargs)`` is called, and what it returns is durable before this returns; an attempt that
+        comes later gets it without the call. Await it on the event loop, where a ``def`` function is called in a
+        thread; in a thread this returns the result itself. The result is what JSON makes of it, the first time too.
+        Steps may run beside each other (:func:`asyncio.gather`). A process that dies between a step's end and its
+        saving leaves it undone: what a step does should bear being done twice, or use :attr:`fence`.
+
+        Args:
+            name: names the step in this job, the same in each attempt: ``f"page-{number}"`` in a loop.
+
+        Raises:
+            whatever the function raises; nothing is saved then.
+            LeaseLost: the lease is no longer held.
+            InvalidField, TooLarge: the result cannot be kept; all results and the checkpoint have 128 KiB together.
+            NonRetryable: the name was used already in this attempt, or is no name.
+        """
+        self._saved.begin(name)
+        if not self._reporter.on_loop:
+            return self._step_in_thread(name, function, args, kwargs)
+        return self._step(name, function, args, kwargs)
+
+    async def _step(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._saved.has(name):
+            if inspect.iscoroutinefunction(function):
+                value = await function(*args, **kwargs)
+            else:
+                value = await asyncio.to_thread(function, *args, **kwargs)
+                value = await value if inspect.isawaitable(value) else value
+            await self._save_step(name, value)
+        return self._saved.result(name)
+
+    def _step_in_thread(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._saved.has(name):
+            self.raise_if_cancelled()
+            value = function(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                value.close()
+                raise TypeError(f"step {name!r} of a def handler is a coroutine; make the handler async def")
+            self._save_step(name, value)
+        return self._saved.result(name)
+
+    def _save_step(self, name: str, value: Any) -> Awaitable[None]:
+        try:
+            result = msgspec.json.decode(to_json(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidField(f"the result of step {name!r} cannot be said in JSON: {error}") from error
+        try:
+            encoded = checkpoint_bytes(self._saved.with_result(name, result))
+        except TooLarge as error:
+            raise TooLarge(f"step {name!r}: {TOO_MUCH}") from error
+        # Kept before it is written: steps that end meanwhile save it along, in an event that comes later.
+        self._saved.keep(name, result)
+        return self._report(None, f"step {name}", encoded)
+
+
+def asks_for_context(hint: Any) -> bool:
+    """Whether an annotation is the context, or a choice of it and nothing."""
+    if isinstance(hint, type):
+        return issubclass(hint, Context)
+    return any(asks_for_context(part) for part in typing.get_args(hint) if part is not type(None))
 
 
 def job_fields(delivery: Delivery) -> dict[str, Any]:

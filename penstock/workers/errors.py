@@ -69,3 +69,10 @@ class JobStopped(Exception):
     """The handler was told to stop, and ends. Raised by
     :meth:`penstock.workers.context.Context.raise_if_cancelled`.
     """
+
+
+class DependencyFailed(PenstockError):
+    """What a worker's tasks depend on cannot be opened, so it takes no jobs."""
+
+    code = "dependency_failed"
+    exit_code = 1

@@ -1,26 +1,29 @@
 """Running handlers: a fixed set of runners takes leases from the backlog, one at a time each.
 
 ``async def`` handlers run inside their runner's task, so that a job costs no task of its own; ``def`` handlers
-run in a thread that the runner waits for. One runner takes job after job for as long as their handlers end without
-waiting for anything; only when one waits are others woken, to go on beside it. To stop a handler, a coroutine is
-cancelled and a thread sees a flag. One that does not stop in time is spoken for (its outcome is told) and keeps its
-slot until it ends; what it returns then is dropped.
+run in a thread that the runner waits for, or in a child process where their task says so. One runner takes job after
+job for as long as their handlers end without waiting for anything; only when one waits are others woken, to go on
+beside it. To stop a handler, a coroutine is cancelled, a thread sees a flag, and a child process is killed. One that
+does not stop in time is spoken for (its outcome is told) and keeps its slot until it ends; what it returns then is
+dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from penstock.workers.arguments import PayloadMismatch
+from penstock.workers.around import Around
 from penstock.workers.backlog import Backlog
+from penstock.workers.children import Children
 from penstock.workers.context import Context, job_fields
 from penstock.workers.lease import HeldLease
 from penstock.workers.outcome import Outcome, StopReason, field_errors, permanent, resolve, stopped
@@ -46,25 +49,39 @@ _log = logging.getLogger(__name__)
 Settle = Callable[[HeldLease, Outcome], None]
 
 
+def limits_of(tasks: Mapping[str, Task[..., Any]], concurrency: int) -> dict[str, int]:
+    """By job type, how many run at once where that is fewer than of all."""
+    return {
+        name: task.concurrency
+        for name, task in tasks.items()
+        if task.concurrency is not None and task.concurrency < concurrency
+    }
+
+
 class Executor:
     """Runs what is in a backlog with so many slots. Use from one event loop.
 
     Args:
         tasks: by job type.
+        around: calls handlers that something is done around.
+        children: runs those that have a process of their own.
         settle: told the outcome of every lease that was started, once.
         measure: told the type and the run time in ms of every handler that ended by itself.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task[..., Any]], concurrency: int, reporter: ProgressReporter, *,
-        settle: Settle, measure: Callable[[str, float], None], now_ms: Callable[[], float], wall_ms: Callable[[], int],
+        around: Around, children: Children, settle: Settle, measure: Callable[[str, float], None],
+        now_ms: Callable[[], float], wall_ms: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.backlog = Backlog()
+        self.backlog = Backlog(limits_of(tasks, concurrency))
         self.runs: dict[HeldLease, Run] = {}
         """What runs now, those included that were told to stop and don't."""
         self.concurrency = concurrency
         self._tasks = tasks
         self._reporter = reporter
+        self._around = around
+        self._children = children
         self._settle = settle
         self._measure = measure
         self._now_ms = now_ms
@@ -109,7 +126,7 @@ class Executor:
         if run.stop is None:
             run.stop, run.stop_detail = reason, detail
             run.report_by_ms = self._now_ms() + STOP_MS[reason]
-            if run.stopping is not None:
+            if run.in_thread and run.stopping is not None:
                 run.stopping.set()
             else:
                 run.runner.cancel()
@@ -246,22 +263,16 @@ class Executor:
         try:
             kwargs = task.arguments.read(bytes(lease.delivery.payload))
         except PayloadMismatch as error:
-            lease.ended_ms = now_ms
-            self._settle(lease, field_errors(error.problems))
-            return self._now_ms()
+            return self._not_run(lease, field_errors(error.problems), now_ms)
         except Exception as error:  # noqa: BLE001 - a validator of the user's own may raise anything
-            lease.ended_ms = now_ms
-            self._settle(lease, permanent("invalid_payload", f"{type(error).__name__}: {error}"))
-            return self._now_ms()
-        run = self.runs[lease] = Run(lease, runner, not task.is_async)
-        if task.arguments.context_name:
-            kwargs[task.arguments.context_name] = Context(run, self._reporter, self._wall_ms())
+            return self._not_run(
+                lease, permanent("invalid_payload", f"{type(error).__name__}: {error}"), now_ms
+            )
+        run = self.runs[lease] = Run(lease, runner)
         value: Any = None
         failure: BaseException | None = None
         try:
-            value = await (
-                task.function(**kwargs) if task.is_async else self._in_thread(run, task.function, kwargs)
-            )
+            value = await self._call(run, task, kwargs)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
             failure = error
         now_ms = self._now_ms()
@@ -272,11 +283,32 @@ class Executor:
             raise failure
         return now_ms
 
+    def _not_run(self, lease: HeldLease, outcome: Outcome, now_ms: float) -> float:
+        lease.ended_ms = now_ms
+        self._settle(lease, outcome)
+        self.backlog.ended(lease.delivery.job_type)
+        return self._now_ms()
+
+    def _call(self, run: Run, task: Task[..., Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+        """What a handler returns. Middleware and dependencies of one in a child are in the child as well."""
+        if task.name in self._children.types:
+            return self._children.run(run)
+        context_name, around = task.arguments.context_name, task.name in self._around.types
+        handler = task.function if task.is_async else partial(self._in_thread, run, task.function)
+        if not context_name and not around:
+            return handler(**kwargs)
+        context = Context(run, self._reporter, self._wall_ms())
+        if context_name:
+            kwargs[context_name] = context
+        return self._around.call(context, handler, kwargs) if around else handler(**kwargs)
+
     def _end(self, run: Run, value: Any, failure: BaseException | None, now_ms: float) -> None:
         lease = run.lease
         del self.runs[lease]
         if not self.runs:
             self._quiet.set()
+        if self.backlog.ended(lease.delivery.job_type):
+            self.wake()
         if run.stop is None:
             lease.ended_ms = now_ms
             self._measure(lease.delivery.job_type, lease.ended_ms - lease.started_ms)
@@ -289,11 +321,15 @@ class Executor:
         lease.ended_ms = lease.ended_ms or now_ms
         self._settle(lease, resolve(run.stop, run.stop_detail, value, failure))
 
-    async def _in_thread(self, run: Run, function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    async def _in_thread(self, run: Run, function: Callable[..., Any], /, **kwargs: Any) -> Any:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.concurrency, "penstock-handler")
-        call = functools.partial(contextvars.copy_context().run, function, **kwargs)
-        value = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        call = partial(contextvars.copy_context().run, function, **kwargs)
+        run.enter_thread()
+        try:
+            value = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            run.in_thread = False
         if inspect.iscoroutine(value):
             value.close()
             raise TypeError("a def handler returned a coroutine; make it async def")

@@ -181,6 +181,8 @@ class HttpTransport:
                 "types": profile.types, "max": max(1, min(room, MOST_JOBS)), "wait_ms": self._wait_ms,
                 "lease_ms": profile.lease_ms, "host": profile.host, "version": profile.version,
                 "leases": self._named(),
+                # Not said by most, and not known to servers that are older.
+                **({"limits": profile.limits} if profile.limits else {}),
             },
             wait_s=self._wait_ms / 1000,
         )  # fmt: skip

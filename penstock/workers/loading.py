@@ -28,8 +28,10 @@ def load_apps(names: Iterable[str]) -> App:
         AppInvalid: a module cannot be imported, has no tasks, or two tasks handle one job type.
     """
     app = App()
-    for name in names:
+    wanted = list(names)
+    for name in wanted:
         app.include(load_app(name))
+    app.sources = tuple(wanted)
     return app
 
 
@@ -49,6 +51,18 @@ def load_app(name: str) -> App:
     if not len(app):
         raise AppInvalid(f"{name} has no tasks: decorate a function with @task (from penstock import task)")
     return app
+
+
+def source_of(found: AnyTask) -> str:
+    """What to load to find a task again in another process, as ``--app`` takes it: the module of its function."""
+    name = found.function.__module__
+    file: str | None = getattr(sys.modules.get(name), "__file__", None)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        # The module that the program was started with has no specification of its own.
+        spec = None
+    return name if file is None or (spec is not None and spec.origin == file and name != "__main__") else file
 
 
 def _module_of(where: str) -> ModuleType:

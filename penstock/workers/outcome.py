@@ -17,7 +17,7 @@ from msgspec import Raw
 from penstock.client.requests import plain
 from penstock.schemas.codec import depth_of
 from penstock.schemas.errors import PenstockError
-from penstock.schemas.events import NULL, Failed, JobError, Returned, Snoozed, Succeeded
+from penstock.schemas.events import NULL, AnyEvent, Failed, JobError, Returned, Snoozed, Succeeded
 from penstock.schemas.limits import (
     MAX_DEPTH,
     MAX_DURATION_MS,
@@ -130,10 +130,34 @@ def as_it_was_said(outcome: NotDone) -> NotDone:
             return outcome
 
 
+def outcome_of(event: AnyEvent) -> Outcome:
+    """The outcome that a line tells of, as :func:`event_of` wrote it.
+
+    Raises:
+        ValueError: it tells of none.
+    """
+    match event:
+        case Succeeded():
+            return Done(bytes(event.result), event.errors)
+        case Failed():
+            return Errored(event.error, event.retry_after_ms)
+        case Returned():
+            return GivenBack(event.reason, event.cancel)
+        case Snoozed():
+            return PutOff(event.delay_ms, event.reason)
+        case _:
+            raise ValueError(f"a {type(event).__name__} ends no attempt")
+
+
 def resolve(stop: StopReason | None, stop_detail: str, value: Any, error: BaseException | None) -> Outcome:
-    """What it means that a handler ended with ``value`` or ``error`` after it was (or was not) told to stop."""
+    """What it means that a handler ended with ``value`` or ``error`` after it was (or was not) told to stop.
+
+    A handler in a process of its own ends with an outcome as its value.
+    """
     if stop is None and error is None:
         return returned_value(value)
+    if stop in ("cancelled", "shutdown") and isinstance(value, Errored):
+        return GivenBack(stop)
     match stop, error:
         case "lost", _:
             return Dropped(stop_detail)
@@ -165,6 +189,8 @@ def returned_value(value: Any) -> Outcome:
         return _NOTHING
     if type(value) in _SAID:
         return _said(value)
+    if type(value) in _OUTCOMES:
+        return value
     try:
         result = to_json(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -179,6 +205,7 @@ def returned_value(value: Any) -> Outcome:
 
 
 _SAID = frozenset({Retry, Snooze, Cancel, Partial})
+_OUTCOMES = frozenset({Done, Errored, GivenBack, PutOff, Dropped})
 
 
 def _said(value: Retry | Snooze | Cancel | Partial) -> Outcome:
@@ -266,6 +293,10 @@ def failed(error: BaseException | None) -> Errored:
     return Errored(job_error(type(error).__name__, str(error), details, retryable=True), after_ms)
 
 
+_RUNTIME = ("executor", "around", "dependencies", "context")
+"""Modules of the runtime that stand between a handler and what called it."""
+
+
 def frames_of(error: BaseException) -> list[str]:
     """The innermost frames of an exception, outermost first, without those of the runtime: ``file:line in
     function``.
@@ -274,7 +305,7 @@ def frames_of(error: BaseException) -> list[str]:
     frames = [
         f"{frame.filename}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if f"{own}/executor.py" not in frame.filename.replace("\\", "/")
+        if not frame.filename.replace("\\", "/").endswith(tuple(f"{own}/{name}.py" for name in _RUNTIME))
     ]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:

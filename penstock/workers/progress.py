@@ -39,11 +39,16 @@ class ProgressReporter:
         self._thread = threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def on_loop(self) -> bool:
+        """Whether this is asked on the event loop's thread."""
+        return threading.get_ident() == self._thread
+
     def report(
         self, run: Run, percent: float | None, message: str, checkpoint: bytes | None
     ) -> Awaitable[None]:
         """See :meth:`penstock.workers.context.Context.progress`."""
-        if threading.get_ident() == self._thread:
+        if self.on_loop:
             return self._on_loop(run, percent, message, checkpoint)
         if checkpoint is None:
             self._loop.call_soon_threadsafe(self._now_or_later, run, percent, message)

@@ -19,7 +19,8 @@ class Run(Struct, eq=False):
 
     lease: HeldLease
     runner: asyncio.Task[None]
-    in_thread: bool
+    in_thread: bool = False
+    """Whether it is in a thread now, where it cannot be cancelled and ``stopping`` tells it to stop."""
     stop: StopReason | None = None
     stop_detail: str = ""
     stopping: threading.Event | None = None
@@ -34,8 +35,11 @@ class Run(Struct, eq=False):
     """Progress held back because the last was told only just before."""
 
     def __post_init__(self) -> None:
-        if self.in_thread:
-            self.stopping = threading.Event()
         timeout_ms = self.lease.delivery.timeout_ms
         if timeout_ms:
             self.deadline_ms = self.lease.started_ms + timeout_ms
+
+    def enter_thread(self) -> None:
+        """What comes runs in a thread."""
+        self.stopping = threading.Event()
+        self.in_thread = True

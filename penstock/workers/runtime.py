@@ -19,6 +19,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
@@ -26,9 +27,13 @@ from typing import Self
 from penstock.client.idgen import new_id
 from penstock.log.supervision import supervise, tell
 from penstock.workers.app import AnyTask, App, collect
-from penstock.workers.executor import STOP_MS, Executor
+from penstock.workers.around import Around
+from penstock.workers.children import Children
+from penstock.workers.dependencies import Dependencies, Overrides
+from penstock.workers.executor import STOP_MS, Executor, limits_of
 from penstock.workers.hub import monotonic_ms, wall_clock_ms
 from penstock.workers.lease import HeldLease
+from penstock.workers.loading import source_of
 from penstock.workers.outcome import GivenBack, Outcome, event_of
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.runtimes import RunTimes
@@ -58,6 +63,8 @@ class Worker:
         name: stays the same over restarts, so that a restarted worker frees its old leases at once; made up if empty.
         lease_ms: how long a lease it wants: a worker that falls silent keeps its jobs from others so long.
         grace_ms: at shutdown, how long running handlers may go on.
+        overrides: providers, and what is used in their stead.
+        processes: whether tasks that ask for a process of their own get one; else they run in threads.
 
     Raises:
         AppInvalid, TaskInvalid: the tasks cannot be run.
@@ -65,12 +72,20 @@ class Worker:
 
     def __init__(
         self, tasks: App | Iterable[AnyTask], transport: Transport, *, concurrency: int = 10, pool: str = "default",
-        name: str = "", lease_ms: int = 30_000, grace_ms: int = 10_000,
+        name: str = "", lease_ms: int = 30_000, grace_ms: int = 10_000, overrides: Overrides | None = None,
+        processes: bool = True,
         now_ms: Callable[[], float] = monotonic_ms, wall_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:  # fmt: skip
         if concurrency < 1:
             raise ValueError("concurrency is at least 1")
-        self._tasks = collect(tasks)
+        self._app = collect(tasks)
+        self._tasks = self._app.tasks
+        in_processes = (
+            {name for name, task in self._tasks.items() if task.process} if processes else set[str]()
+        )
+        here = {name: task for name, task in self._tasks.items() if name not in in_processes}
+        self._in_processes = sorted(in_processes)
+        self._dependencies = Dependencies(here, overrides, self._app.lifespans)
         self._transport = transport
         self._grace_ms = grace_ms
         self._now_ms = now_ms
@@ -78,7 +93,7 @@ class Worker:
         self.profile = WorkerProfile(
             worker=name or f"{_host()}-{os.getpid()}-{new_id()[-6:]}", incarnation=new_id(), pool=pool,
             types=tuple(sorted(self._tasks)), concurrency=concurrency, lease_ms=lease_ms, host=_host(),
-            version=_version(),
+            version=_version(), limits=limits_of(self._tasks, concurrency),
         )  # fmt: skip
         self.run_times = RunTimes()
         self.capacity = concurrency
@@ -89,6 +104,7 @@ class Worker:
         self._draining = False
         self._executor: Executor | None = None
         self._reporter: ProgressReporter | None = None
+        self._children: Children | None = None
         self._failure: asyncio.Future[None] | None = None
         self._tick_task: asyncio.Task[None] | None = None
 
@@ -97,16 +113,19 @@ class Worker:
     async def __aenter__(self) -> Self:
         self._failure = asyncio.get_running_loop().create_future()
         self._reporter = ProgressReporter(self._transport, self._now_ms, self._wall_ms)
+        self._children = Children(self._sources(), self._in_processes, self._reporter)
+        around = Around({name: self._app.middleware_of(name) for name in self._tasks}, self._dependencies)
         self._executor = Executor(
-            self._tasks, self.profile.concurrency, self._reporter, settle=self._settle, measure=self._measure,
-            now_ms=self._now_ms, wall_ms=self._wall_ms,
+            self._tasks, self.profile.concurrency, self._reporter, around=around, children=self._children,
+            settle=self._settle, measure=self._measure, now_ms=self._now_ms, wall_ms=self._wall_ms,
         )  # fmt: skip
         self._executor.start()
         try:
+            await self._children.open()
+            await self._dependencies.open()
             await self._transport.start(self.profile, self)
         except BaseException:
-            await self._executor.close()
-            await self._transport.close()
+            await self._close()
             raise
         self._transport.failure.add_done_callback(self._transport_failed)
         self._tick_task = supervise(self._tick(), "worker-tick", self._fail)
@@ -122,12 +141,26 @@ class Worker:
             if self._tick_task is not None:
                 self._tick_task.cancel()
                 await asyncio.gather(self._tick_task, return_exceptions=True)
-            await self.executor.close()
-            if self._reporter is not None:
-                await self._reporter.close()
-            await self._transport.close()
+            await self._close()
             if not self.failure.done():
                 self.failure.cancel()
+
+    async def _close(self) -> None:
+        """Let go of everything, in the order in which one needs the other."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._transport.close)
+            if self._reporter is not None:
+                stack.push_async_callback(self._reporter.close)
+            stack.push_async_callback(self._dependencies.close)
+            if self._children is not None:
+                stack.push_async_callback(self._children.close)
+            stack.push_async_callback(self.executor.close)
+
+    def _sources(self) -> list[str]:
+        """Where a child process finds the tasks again."""
+        return list(self._app.sources) or sorted(
+            {source_of(self._tasks[name]) for name in self._in_processes}
+        )
 
     @property
     def failure(self) -> asyncio.Future[None]:

@@ -100,6 +100,8 @@ class Session:
         self.renews_all = True
         self.held: dict[str, HeldLease] = {}
         self.credits = Credits(profile.concurrency)
+        self._limits = {job_type: Credits(limit) for job_type, limit in profile.limits.items()}
+        """Shares of what may be held of single types."""
         self.finished = FinishedLeases()
         self.tombstones = Tombstones()
         self.types = profile.types
@@ -121,6 +123,7 @@ class Session:
         self._ticked_ms = self._heard_ms
         """The time at the last tick: near enough for what is kept for minutes."""
         self._backlogs: Mapping[str, int] = {}
+        self._live: Mapping[str, Mapping[str, int]] = {}
         self._pool_types = frozenset(f"{profile.pool}/{job_type}" for job_type in profile.types)
 
     @property
@@ -148,6 +151,19 @@ class Session:
             self.types = types
             self._pool_types = frozenset(f"{self.profile.pool}/{job_type}" for job_type in types)
             self.touch()
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """Change how many leases of single types the worker may hold; those not named have no limit of their own."""
+        if {job_type: credits.capacity for job_type, credits in self._limits.items()} == limits:
+            return
+        self._limits = {
+            job_type: self._limits.get(job_type, Credits(limit)) for job_type, limit in limits.items()
+        }
+        for job_type, credits in self._limits.items():
+            credits.capacity = limits[job_type]
+        self._observe_limits(self._live)
+        self.settle()
+        self.touch()
 
     def stop_taking(self) -> None:
         """No more credits; what is held goes on."""
@@ -197,9 +213,23 @@ class Session:
 
     def settle(self) -> None:
         """Look at the credits anew."""
-        self.credits.settle(self._outlet.now_ms())
-        if self.credits.unpublished:
+        now_ms = self._outlet.now_ms()
+        unpublished = False
+        for credits in self._every_credits:
+            credits.settle(now_ms)
+            unpublished = unpublished or credits.unpublished
+        if unpublished:
             self.touch()
+
+    @property
+    def _every_credits(self) -> tuple[Credits, ...]:
+        return (self.credits, *self._limits.values()) if self._limits else (self.credits,)
+
+    @property
+    def _settling(self) -> bool:
+        if self._limits and any(credits.settling for credits in self._limits.values()):
+            return True
+        return self.credits.settling
 
     def touch(self) -> None:
         """Something changed that the next heartbeat should say soon."""
@@ -250,7 +280,10 @@ class Session:
             return
         match signal:
             case Acknowledged():
-                self.credits.acknowledged(signal.orchestrator_incarnation, signal.seq, signal.outstanding)
+                incarnation = signal.orchestrator_incarnation
+                self.credits.acknowledged(incarnation, signal.seq, signal.outstanding)
+                for job_type, credits in self._limits.items():
+                    credits.acknowledged(incarnation, signal.seq, signal.limited.get(job_type, 0))
                 self.settle()
             case CancelJob():
                 self._cancel(signal)
@@ -260,7 +293,10 @@ class Session:
     def orchestrators(self, live: Mapping[str, Mapping[str, int]], gone: Iterable[str]) -> None:
         """The live orchestrators' backlogs (``pool/type`` → ready jobs) by incarnation, and who is gone."""
         for incarnation in gone:
-            self.credits.remove(incarnation)
+            for credits in self._every_credits:
+                credits.remove(incarnation)
+        self._live = live
+        self._observe_limits(live)
         total: dict[str, int] = {}
         for incarnation, backlog in live.items():
             mine = 0
@@ -271,6 +307,12 @@ class Session:
             self.credits.observe(incarnation, mine)
         self._backlogs = total
         self.settle()
+
+    def _observe_limits(self, live: Mapping[str, Mapping[str, int]]) -> None:
+        for job_type, credits in self._limits.items():
+            name = f"{self.profile.pool}/{job_type}"
+            for incarnation, backlog in live.items():
+                credits.observe(incarnation, max(0, backlog.get(name, 0)))
 
     def lapse(self, now_ms: float) -> None:
         """Let go of what was not :meth:`renew`\\ ed for two leases: it has run out, even if nobody could say so."""
@@ -312,12 +354,13 @@ class Session:
         self._sent_ms = now_ms
         self._seq += 1
         granted = self.credits.publish(self._seq)
+        limits = {job_type: credits.publish(self._seq) for job_type, credits in self._limits.items()}
         if full:
             self._full_ms = now_ms
             self._full_wanted = False
         return Heartbeat(
             worker=self.worker, incarnation=self.incarnation, via=self.via, seq=self._seq, pool=self.profile.pool,
-            types=self.types, concurrency=self.concurrency, credits={} if self.leaving else granted,
+            types=self.types, concurrency=self.concurrency, credits={} if self.leaving else granted, limits=limits,
             route=self.route, holding=tuple(self._holding(now_ms)) if full else (), partial=not full,
             lease_ms=self.profile.lease_ms, leaving=self.leaving, host=self.profile.host,
             version=self.profile.version, busy=self.busy, at=self._wall_ms(),
@@ -374,7 +417,7 @@ class Session:
         if self.held.get(lease_id) is lease:
             del self.held[lease_id]
         self.finished.remember(lease_id, lease.line, self._ticked_ms)
-        if self.credits.settling:
+        if self._settling:
             self.touch()
 
     def _cancel(self, signal: CancelJob) -> None:
@@ -394,7 +437,7 @@ class Session:
             return
         self._lose(lease, signal.reason)
         self.tombstones.put(signal.lease, "gone", signal.reason, self._outlet.now_ms())
-        if self.credits.settling:
+        if self._settling:
             self.touch()
 
     def _lose(self, lease: HeldLease, reason: str) -> None:

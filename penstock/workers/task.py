@@ -25,6 +25,7 @@ from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Backoff, Priority
 from penstock.schemas.ids import NAME_PATTERN
 from penstock.workers.arguments import Arguments
+from penstock.workers.dependencies import Depends
 from penstock.workers.errors import TaskInvalid
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Enqueuer(Protocol):
 class Task(Generic[P, R]):
     """A handler and the job type that it handles. Made by :func:`task`."""
 
-    def __init__(self, function: Callable[P, R], name: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str, options: Mapping[str, Any], *, process: bool = False,
+        concurrency: int | None = None,
+    ) -> None:  # fmt: skip
         if not _NAME.match(name):
             raise TaskInvalid(f"{name!r} is no name for a job type")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -63,6 +67,16 @@ class Task(Generic[P, R]):
         except InvalidField as error:
             raise TaskInvalid(f"{name}: {error.message}") from error
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        if concurrency is not None and concurrency < 1:
+            raise TaskInvalid(f"{name}: concurrency is at least 1")
+        self.concurrency = concurrency
+        """How many of its jobs a worker runs at once; None: as many as it runs of all."""
+        self.process = process
+        """Whether it runs in a process of its own, which can be killed."""
+        if process and self.is_async:
+            raise TaskInvalid(
+                f"{name}: process=True is for def handlers; an async def handler runs on the event loop"
+            )
         functools.update_wrapper(cast("Callable[..., Any]", self), function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -79,6 +93,11 @@ class Task(Generic[P, R]):
             TaskInvalid: the signature cannot be filled from a payload.
         """
         return Arguments(self.function)
+
+    @property
+    def needs(self) -> Mapping[str, Depends]:
+        """What it is provided with, by parameter. Raises TaskInvalid, as :attr:`arguments`."""
+        return self.arguments.needs
 
     async def enqueue(
         self, *args: Any, client: AsyncClient | Enqueuer | None = None, options: JobOptions | None = None, **kwargs: Any
@@ -149,6 +168,7 @@ def task(function: Callable[P, R], /) -> Task[P, R]: ...
 def task(
     *, name: str = "", queue: str | None = None, pool: str | None = None, priority: Priority | None = None,
     max_attempts: int | None = None, backoff: Backoff | Mapping[str, Any] | None = None, timeout_ms: int | None = None,
+    concurrency: int | None = None, process: bool = False,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...  # fmt: skip
 
 
@@ -163,8 +183,14 @@ def task(
     max_attempts: int | None = None,
     backoff: Backoff | Mapping[str, Any] | None = None,
     timeout_ms: int | None = None,
+    concurrency: int | None = None,
+    process: bool = False,
 ) -> Any:
     """Make a function the handler of the job type ``name`` (the function's own name if not given).
+
+    ``concurrency`` is how many of its jobs a worker process runs at once, if that is fewer than it runs of all.
+    With ``process``, a ``def`` handler runs in a child process of the worker: for work that keeps a processor busy, and
+    for what may have to be killed to be stopped. Its module is imported there, its dependencies are opened there.
 
     The other arguments are defaults for jobs enqueued by :meth:`Task.enqueue`; jobs that come another way have
     their own.
@@ -178,6 +204,12 @@ def task(
     }  # fmt: skip
 
     def made(handler: Callable[..., Any]) -> Task[..., Any]:
-        return Task(handler, name or getattr(handler, "__name__", ""), options)
+        return Task(
+            handler,
+            name or getattr(handler, "__name__", ""),
+            options,
+            process=process,
+            concurrency=concurrency,
+        )
 
     return made if function is None else made(function)

@@ -23,13 +23,16 @@ OutcomeEvent = Succeeded | Failed | Returned | Snoozed
 
 
 class WorkerProfile(Struct, frozen=True, kw_only=True):
-    """What a worker says of itself. ``lease_ms`` is how long a lease it wants."""
+    """What a worker says of itself. ``lease_ms`` is how long a lease it wants; ``limits`` are those of single job types
+    that it runs fewer of at once than ``concurrency``.
+    """
 
     worker: str
     incarnation: str
     pool: str = "default"
     types: tuple[str, ...] = ()
     concurrency: int = 10
+    limits: dict[str, int] = {}
     lease_ms: int = 30_000
     host: str = ""
     version: str = ""

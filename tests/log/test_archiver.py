@@ -21,6 +21,8 @@ from penstock.log.chain import FIRST_LINK
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import Namespace, open_namespace
 from penstock.log.port import Record
+from penstock.schemas import events as ev
+from penstock.schemas.codec import bundle, encode_line
 from penstock.schemas.errors import (
     ArchiveDamaged,
     BlobsUnavailable,
@@ -338,6 +340,58 @@ async def test_the_history_of_a_job_is_what_a_fold_of_the_whole_log_says(
     assert older is not None
     assert newer is not None
     assert [line.outcome for line in newer.lines[len(older.lines) :]] == ["applied", "applied"]
+
+
+async def test_who_had_a_unique_key_is_judged_with_all_who_wanted_it(
+    namespace_in_memory: tuple[ArchivedLog, Namespace, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's lines alone would not tell: whether it began depends on who held the key, in lines of other jobs."""
+    monkeypatch.setattr(archive_format, "BLOCK_BYTES", 1)
+    both, namespace, _ = namespace_in_memory
+    homes = [home for home in (f"key-{number}" for number in range(20)) if _lives_in_0(f"a~{home}")][:3]
+    fold = PartitionFold(0, 2, lambda _: None)
+    expected: dict[str, list[tuple[int, str, str]]] = {}
+
+    async def write(*events: ev.Event) -> None:
+        value = bundle([encode_line(event) for event in events])
+        appended = await both.append(namespace.topics.jobs, 0, value)
+        for line in fold.fold(appended.offset, appended.time_ms, True, value):
+            for one in (line, line.also):
+                if one is not None:
+                    expected.setdefault(one.key, []).append((one.position, one.outcome, one.reason))
+
+    def wants(name: str, home: str, on_conflict: ev.OnConflict) -> ev.Event:
+        unique = ev.Unique(home, on_conflict=on_conflict)
+        return ev.Enqueued(id=f"enq.{name}", job=f"{name}~{home}", job_type="t", unique=unique)
+
+    def cancels(name: str, home: str) -> ev.Event:
+        return ev.CancelRequested(id="cancel", job=f"{name}~{home}", of=f"enq.{name}", not_after=1 << 50)
+
+    await write(ev.LeaderAnnounced(id="lead", orchestrator="o", incarnation="i", supersedes=fold.state.epoch))
+    for version in (2, 3):
+        await write(ev.RulesActivated(id=f"rules-{version}", epoch=fold.state.epoch, version=version))
+    for home in homes:
+        await write(wants("a", home, "reject"))
+        await write(wants("b", home, "reject"))
+        await write(wants("c", home, "replace"))
+        await write(cancels("c", home), wants("d", home, "reject"))
+        await write(cancels("a", home))
+    await worker_of(both, namespace, segment_bytes=400).round(everything=True)
+    assert len(await both.archive.segments(0)) > 3
+    outcomes: set[str] = set()
+    for home in homes:
+        for name in "abcd":
+            key = f"default/{name}~{home}"
+            history = await archived_history(both.archive, 0, 2, key)
+            assert history is not None
+            assert [(one.position, one.outcome, one.reason) for one in history.lines] == expected[key]
+            outcomes.update(one.outcome for one in history.lines)
+    assert outcomes == {"applied", "conflict"}
+    first = await archived_history(both.archive, 0, 2, f"default/a~{homes[0]}")
+    assert first is not None
+    assert len(first.lines) == 3, (
+        "it begins, is replaced by a line of another job, and its cancel comes too late"
+    )
 
 
 def _lives_in_0(name: str) -> bool:

@@ -30,7 +30,7 @@ def session_of(*, credits: int, concurrency: int, low: int = 0, high: int = 0, p
     session = Session(("w", ""))
     session.credits, session.concurrency, session.proposed = credits, concurrency, proposed
     for number in range(low + high):
-        session.hold((0, f"default/j{number}"), yields=number < low)
+        session.hold((0, f"default/j{number}"), "noop", yields=number < low)
     return session
 
 
@@ -193,3 +193,29 @@ def test_granting_anew_never_shortens() -> None:
     assert lease.expires_ms == 15_000
     keeper.grant_anew(60_000)
     assert lease.expires_ms == 65_000
+
+
+def test_leases_of_a_limited_type_are_counted_from_their_proposal_to_their_end() -> None:
+    fleet = Fleet("o")
+    session = fleet.hear(beat(types=("noop", "slow"), limits={"slow": {"o": 2, "p": 5}}), 0)
+    assert session is not None
+    assert (session.room_for("slow"), session.room_for("noop")) == (2, None)
+    slow, noop = (Lane("default", NORMAL, "default", name) for name in ("slow", "noop"))
+    session.propose("slow")
+    session.propose("noop")
+    session.hold((0, "default/a"), "slow", yields=True)
+    session.retract("slow")
+    session.hold((0, "default/b"), "slow", yields=True)
+    assert (session.room_for("slow"), session.outstanding_limited()) == (0, {"slow": 2})
+    assert (session.takes(slow), session.takes(noop)) == (False, True)
+    session.let_go((0, "default/a"))
+    assert session.takes(slow)
+    # Another way to the same worker, where its limit is not known, and back.
+    other = fleet.session("w", "gateway")
+    other.hold((0, "default/b"), "slow", yields=session.let_go((0, "default/b")))
+    assert (session.outstanding_limited(), other.outstanding_limited()) == ({"slow": 0}, {})
+    other.let_go((0, "default/b"))
+    session.retract("slow")
+    assert session.outstanding_limited() == {"slow": 0}, (
+        "what was proposed before the limit was known is not counted out"
+    )

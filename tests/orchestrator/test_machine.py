@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from penstock.schemas import events as ev
+from penstock.schemas.messages import Acknowledged
 from penstock.state.pacing import QUIET_MS, quiet_ms
-from tests.orchestrator.desk import Desk, deliveries, lines, memory_store
+from tests.orchestrator.desk import Desk, deliveries, lines, memory_store, signals
 
 GARBAGE = b"no json at all"
 
@@ -28,6 +29,30 @@ def test_those_who_take_other_jobs_have_no_share_of_what_waits() -> None:
         desk.enqueue(f"j{number}")
     desk.settle("o", *(desk.heartbeat(worker, credits=5, types=("other",)) for worker in ("u", "v", "w")))
     assert len(lines(desk.step("o", desk.heartbeat("x", credits=20)))) == 10
+
+
+def test_no_more_of_a_limited_type_than_its_limit_and_the_rest_of_the_room_for_others() -> None:
+    desk = Desk(partitions=2)
+    desk.leader()
+    for number in range(20):
+        desk.enqueue(f"s{number}", job_type="slow")
+        desk.enqueue(f"j{number}")
+    limited = {"credits": 10, "types": ("slow", "noop"), "limits": {"slow": {"inc-o": 3, "inc-p": 4}}}
+    given = Counter(
+        delivery.job_type for delivery in deliveries(*desk.settle("o", desk.heartbeat(**limited)))
+    )
+    assert given == {"slow": 3, "noop": 7}
+    done = next(f"s{number}" for number in range(20) if desk.job(f"s{number}").lease)
+    holding = [
+        (f"{kind}{number}", 1) for kind in "sj" for number in range(20) if desk.job(f"{kind}{number}").lease
+    ]
+    desk.succeed(done)
+    [first, *more] = deliveries(
+        *desk.settle("o", desk.heartbeat(holding=[one for one in holding if one[0] != done], **limited))
+    )
+    assert (first.job_type, more) == ("slow", [])
+    [acknowledged] = signals(Acknowledged, *desk.settle("o", desk.heartbeat(holding=[], **limited)))[-1:]
+    assert acknowledged.limited == {"slow": 3}
 
 
 def test_a_refused_line_is_noted_by_whoever_leads_until_the_note_is_read_back() -> None:

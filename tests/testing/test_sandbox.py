@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import pytest
 
@@ -15,6 +16,7 @@ from penstock import (
     Cancel,
     Client,
     Context,
+    Depends,
     NonRetryable,
     PartError,
     Partial,
@@ -357,3 +359,21 @@ def test_the_plugin(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\npenstock_app = tasks")
     outcome = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     outcome.assert_outcomes(passed=2)
+
+
+def the_pool() -> str:
+    raise ConnectionError("tests have no database")
+
+
+@task(process=True)
+def query(sql: str, ctx: Context, db: Annotated[str, Depends(the_pool)]) -> str:
+    threads.add(threading.current_thread().name)
+    return ctx.step("query", lambda: f"{sql} on {db}")
+
+
+def test_dependencies_have_stand_ins_and_processes_are_threads() -> None:
+    with Sandbox([query], overrides={the_pool: lambda: "a fake"}) as sandbox:
+        job = query.enqueue_sync("select 1")
+        sandbox.drain()
+        assert sandbox.job(job["id"])["result"] == "select 1 on a fake"
+    assert any(name.startswith("penstock-handler") for name in threads)

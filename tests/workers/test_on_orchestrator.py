@@ -308,3 +308,36 @@ async def test_c1_one_slot_serves_two_orchestrators(world: World) -> None:
     assert {job.attempt for job in found} == {1}
     assert at_once.most == 1
     assert worker.busy == 0
+
+
+slow_ones, quick_ones = AtOnce(), AtOnce()
+
+
+@task(concurrency=2)
+async def slow() -> None:
+    with slow_ones:
+        await asyncio.sleep(0.02)
+
+
+@task
+async def quick() -> None:
+    with quick_ones:
+        await asyncio.sleep(0.02)
+
+
+async def test_b2_a_type_with_a_limit_leaves_the_rest_of_the_worker_to_others(world: World) -> None:
+    for name in ("o1", "o2"):
+        await world.orchestrator(name)
+    jobs = [*await world.enqueue("slow", 30), *await world.enqueue("quick", 60)]
+    await world.worker(slow, quick, concurrency=8)
+    assert {job.state for job in await world.ended(*jobs)} == {"succeeded"}
+    assert slow_ones.most == 2
+    assert quick_ones.most >= 4
+    lines = [
+        line
+        for partition in range(4)
+        for record in world.log.topics.read(world.namespace.topics.jobs, partition, 0, 10_000_000)
+        for line in record.value.split(b"\n")
+    ]
+    returned = sum(b'"type":"Returned"' in line for line in lines)
+    assert returned <= 8, "leases go to those who have room for them"

@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from penstock.schemas.codec import decode_line
 from penstock.schemas.events import Returned
@@ -233,6 +234,39 @@ def test_shares_move_with_acknowledgements() -> None:
     assert world.beat().credits == {"o1": 1, "o2": 3}
     world.session.orchestrators({"o2": {}}, ["o1"])
     assert world.beat().credits == {"o2": 4}
+
+
+def test_a_limit_is_shared_out_like_all_credits_and_never_exceeded_in_sum() -> None:
+    world = World(types=("noop", "slow"), limits={"slow": 3}, concurrency=8)
+    world.session.orchestrators({"o1": {"default/slow": 9}, "o2": {"default/noop": 9}}, ())
+    beat = world.beat()
+    assert beat.limits == {"slow": {"o1": 2, "o2": 1}}
+    assert sum(beat.credits.values()) == 8
+    world.session.orchestrators({"o1": {"default/noop": 9}, "o2": {"default/slow": 9}}, ())
+    beat = world.beat()
+    assert beat.limits == {"slow": {"o1": 1, "o2": 1}}, "o1 may hold two until it has heard of one"
+    acknowledged = Acknowledged(
+        worker="w", incarnation="i1", orchestrator="a", orchestrator_incarnation="o1", seq=beat.seq, outstanding=7,
+        limited={"slow": 2},
+    )  # fmt: skip
+    world.session.signal(acknowledged)
+    assert world.beat().limits == {"slow": {"o1": 1, "o2": 1}}, "it holds two indeed"
+    world.session.signal(structs.replace(acknowledged, limited={"slow": 1}))
+    assert world.beat().limits == {"slow": {"o1": 1, "o2": 2}}
+    world.session.orchestrators({"o2": {}}, ["o1"])
+    assert world.beat().limits == {"slow": {"o2": 3}}
+
+
+def test_limits_may_change_and_end() -> None:
+    world = World(types=("noop", "slow"))
+    world.session.orchestrators({"o1": {"default/slow": 9}}, ())
+    assert world.beat().limits == {}
+    world.session.set_limits({"slow": 2})
+    assert world.beat(20).limits == {"slow": {"o1": 2}}
+    world.session.set_limits({"slow": 1, "noop": 3})
+    assert world.beat(20).limits == {"slow": {"o1": 1}, "noop": {"o1": 3}}
+    world.session.set_limits({})
+    assert world.beat(20).limits == {}
 
 
 def test_backlogs_of_other_types_and_pools_count_for_nothing() -> None:

@@ -155,7 +155,7 @@ def test_collecting_checks_every_signature() -> None:
         collect([task(broken)])
     with pytest.raises(AppInvalid, match="no tasks"):
         collect([])
-    assert set(collect(App(plain))) == {"plain"}
+    assert set(collect(App(plain)).tasks) == {"plain"}
 
 
 @pytest.mark.parametrize(
