@@ -19,6 +19,7 @@ from penstock.api import (
     bulk,
     cloning,
     events,
+    events_ws,
     gateway_routes,
     health,
     jobs,
@@ -117,7 +118,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.penstock = deps
-    app.router.routes[:0] = routes
+    app.router.routes[:0] = [*routes, events_ws.ROUTE]
     add_docs_page(app)
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -18,7 +18,7 @@ from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES
 from penstock.schemas.topics import Topics
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from starlette.requests import HTTPConnection
 
     from penstock.api.gateway import Gateway
     from penstock.api.metrics import ApiMetrics
@@ -131,6 +131,6 @@ class ApiDeps:
         self.parked.stop()
 
 
-def deps_of(request: Request) -> ApiDeps:
-    """The deps of the app that serves this request."""
+def deps_of(request: HTTPConnection) -> ApiDeps:
+    """The deps of the app that serves this request, or this WebSocket."""
     return request.scope["app"].state.penstock

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -192,7 +193,7 @@ async def read_json(request: Request, kind: type[T], most_bytes: int, *, empty: 
 # Query parameters and positions
 
 
-def query(request: Request, kind: type[T]) -> T:
+def query(request: HTTPConnection, kind: type[T]) -> T:
     """Query parameters as ``kind``; empty ones count as not given.
 
     Raises:
@@ -215,9 +216,28 @@ def query(request: Request, kind: type[T]) -> T:
     if twice or unknown:
         raise invalid([*unknown, *twice])
     try:
-        return msgspec.convert(fields, kind, strict=False)
+        found = msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from error
+    # What would be taken for something else: the word null for nothing, a number for a time.
+    mistaken = [
+        FieldError(
+            name, f"{name}: {fields[name]!r} is no {'time' if isinstance(value, datetime) else 'value'} here"
+        )
+        for name, value in ((field.encode_name, getattr(found, field.name)) for field in known)
+        if name in fields and (value is None or (isinstance(value, datetime) and _is_number(fields[name])))
+    ]
+    if mistaken:
+        raise invalid(mistaken)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def wanted_positions(request: Request, after: str | None, partitions: int) -> Mapping[int, Position]:

@@ -114,9 +114,9 @@ def _parameters(operation: Operation, schemas: _Schemas) -> list[dict[str, Any]]
     if operation.query is not None:
         properties, required = schemas.properties(operation.query)
         for name, schema in properties.items():
-            found.append(
-                {"name": name, "in": "query", "required": name in required, "schema": _not_null(schema)}
-            )
+            # As forms send them: one without a value is not given.
+            about = {"required": name in required, "allowEmptyValue": name not in required}
+            found.append({"name": name, "in": "query", **about, "schema": _not_null(schema)})
     for name, description in operation.headers.items():
         found.append({"name": name, "in": "header", "description": description, "schema": {"type": "string"}})
     return found

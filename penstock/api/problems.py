@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from penstock.schemas.errors import (
@@ -97,7 +97,9 @@ def invalid(errors: list[FieldError]) -> InvalidField:
     return InvalidField("; ".join(error.message for error in errors), errors=errors)
 
 
-def respond(request: Request, error: PenstockError, headers: Mapping[str, str] | None = None) -> Response:
+def respond(
+    request: HTTPConnection, error: PenstockError, headers: Mapping[str, str] | None = None
+) -> Response:
     """The answer for an error."""
     scope = request.scope
     body = problem_of(error, instance=scope.get("path", ""), request_id=scope.get("penstock.request_id", ""))

@@ -60,6 +60,6 @@ OPERATIONS = (
         query=NoQuery,
         body=RulesWanted,
         answers={202: Answer("It is asked for: as it was just before.", RulesStatus)},
-        problems=(409, 413, 415, 422, 503),
+        problems=(400, 409, 413, 415, 422, 503),
     ),
 )

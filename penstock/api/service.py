@@ -20,6 +20,8 @@ log = logging.getLogger("penstock.api")
 
 STARTUP_S = 10.0
 GRACE_S = 5
+MAX_MESSAGE_BYTES = 64 << 10
+"""What a listener may say over a WebSocket, where nothing is to be said."""
 """How long open requests may take to end."""
 
 
@@ -63,6 +65,9 @@ class ApiService:
             log_config=None,
             server_header=False,
             proxy_headers=False,
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACE_S,
             backlog=1024,
         )

@@ -18,8 +18,6 @@ from penstock.cli.settings import Settings
 if TYPE_CHECKING:
     from penstock.workers.app import App
 
-DEV_WORKER = "dev"
-
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
@@ -44,7 +42,7 @@ def _tasks_of(settings: Settings) -> App:
 
 def run_dev(settings: Settings) -> None:
     """Everything in one process."""
-    from penstock.cli.worker_role import start_log_worker
+    from penstock.cli.worker_role import start_dev_worker
 
     tasks = _tasks_of(settings)
     address = ""
@@ -56,9 +54,7 @@ def run_dev(settings: Settings) -> None:
         keepers, _ = await composition.start_archiving(stack, settings, opened)
         service, parts = await composition.start_api(stack, settings, opened, reads)
         address = service.address
-        worker = (
-            [await start_log_worker(stack, settings, opened, tasks, name=DEV_WORKER)] if len(tasks) else []
-        )
+        worker = [await start_dev_worker(stack, settings, opened, tasks)] if len(tasks) else []
         return [opened.watch, orchestrator, reads, *keepers, *parts, *worker]
 
     def on_ready() -> None:

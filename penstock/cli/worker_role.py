@@ -17,12 +17,24 @@ from penstock.workers.transport import Transport
 if TYPE_CHECKING:
     from penstock.cli.health import Numbers, Problems
 
+DEV_WORKER = "dev"
+"""Name of the worker that a service has which does everything in one process."""
+
 
 async def start_log_worker(
-    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App, *, name: str = ""
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App
 ) -> Worker:
-    """Run ``tasks`` on the log."""
-    return await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks, name)
+    """Run ``tasks`` on the log. The process ends when the worker is told to leave."""
+    worker = await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks)
+    await stack.enter_async_context(_LeaveWhenTold(worker))
+    return worker
+
+
+async def start_dev_worker(
+    stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App
+) -> Worker:
+    """Run ``tasks`` beside everything else. When the worker is told to leave it takes no more, and the rest goes on."""
+    return await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks, DEV_WORKER)
 
 
 async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: App) -> Worker:
@@ -30,11 +42,13 @@ async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: Ap
     # An HTTP client is a tenth of a second to load, and a worker on the log has no use for one.
     from penstock.workers.http_transport import HttpTransport
 
-    return await _start(stack, settings, HttpTransport(settings.server), tasks, "")
+    worker = await _start(stack, settings, HttpTransport(settings.server), tasks)
+    await stack.enter_async_context(_LeaveWhenTold(worker))
+    return worker
 
 
 async def _start(
-    stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App, name: str
+    stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App, name: str = ""
 ) -> Worker:
     worker = Worker(
         tasks,
@@ -44,9 +58,7 @@ async def _start(
         name=settings.name or name,
         grace_ms=settings.grace_ms,
     )
-    await stack.enter_async_context(worker)
-    await stack.enter_async_context(_LeaveWhenTold(worker))
-    return worker
+    return await stack.enter_async_context(worker)
 
 
 class _LeaveWhenTold:

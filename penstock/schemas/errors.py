@@ -121,6 +121,14 @@ class IdInUse(Conflict):
     code = "id_in_use"
 
 
+class OriginForbidden(PenstockError):
+    """Pages of this origin may not ask."""
+
+    code = "origin_forbidden"
+    status = 403
+    exit_code = 2
+
+
 class PositionGone(PenstockError):
     """The log no longer has what follows this position."""
 

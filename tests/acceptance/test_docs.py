@@ -7,7 +7,8 @@ import runpy
 
 import pytest
 
-from penstock.api import cloning, verbs
+import penstock
+from penstock.api import cloning, events_ws, verbs
 from penstock.api.app import OPERATIONS
 from penstock.cli.settings import ENV_PREFIX, Settings
 from penstock.client.calls import error_classes
@@ -81,7 +82,7 @@ def test_every_verb_is_described() -> None:
 
 CAPABILITIES = [
     [cell.strip() for cell in line.strip("| \n").split("|")]
-    for line in text_of("capabilities.md").splitlines()
+    for line in text_of("capabilities.md").partition("## In handlers")[0].splitlines()
     if line.startswith("| ")
 ][2:]
 
@@ -90,13 +91,31 @@ CAPABILITIES = [
 def test_each_capability_is_where_it_is_said_to_be(row: list[str]) -> None:
     _, http, command, client, line, shown = (cell.strip("`") for cell in row)
     method, _, path = http.partition(" ")
-    assert (method, f"/api/v1{path}") in {(operation.method, operation.path) for operation in OPERATIONS}
+    known = {(operation.method, operation.path) for operation in OPERATIONS} | {("GET", events_ws.PATH)}
+    assert (method, f"/api/v1{path}") in known
     assert command == "-" or understood(command.partition(" --")[0].split())
     assert client == "-" or callable(getattr(Client, client))
     assert line == "-" or line in RULES[newest(RULES)].in_force
+    assert is_test(shown)
+
+
+def is_test(shown: str) -> bool:
+    """Whether there is this file of tests, and this test in it."""
     file, _, name = shown.partition("::")
     source = (ROOT / file).read_text(encoding="utf-8")
-    assert not name or re.search(rf"def {name}\(", source)
+    return not name or re.search(rf"def {name}\(", source) is not None
+
+
+def test_what_handlers_can_do_is_where_it_is_said_to_be() -> None:
+    rows = re.findall(
+        r"^\| ([^|]+) \| `([\w.]+)` \| `([^`]+)` \|$", section("capabilities.md", "In handlers"), re.MULTILINE
+    )
+    assert len(rows) >= 9
+    for _, name, shown in rows:
+        first, _, member = name.partition(".")
+        found = getattr(penstock, first)
+        assert not member or hasattr(found, member), name
+        assert is_test(shown), shown
 
 
 def test_every_verb_is_a_capability() -> None:

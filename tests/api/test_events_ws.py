@@ -1,0 +1,149 @@
+"""The stream of events over a WebSocket: the same events, and ends that say why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from penstock.api import events_ws, stream
+from penstock.api.app import create_app
+from penstock.api.service import ApiService
+from tests.api.harness import Bench
+from tests.waiting import PATIENCE_S
+
+
+@pytest.fixture
+async def service(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiService]:
+    monkeypatch.setattr(stream, "POLL_MS", 50)
+    async with ApiService(create_app(whole.deps), port=0) as served:
+        yield served
+
+
+def listening(service: ApiService, *, origin: str | None = None, **params: Any) -> connect:
+    address = f"{service.address.replace('http', 'ws', 1)}{events_ws.PATH}?{urlencode(params)}"
+    headers = {} if origin is None else {"Origin": origin}
+    return connect(address, proxy=None, additional_headers=headers)
+
+
+async def hear(socket: ClientConnection, count: int) -> list[dict[str, Any]]:
+    """So many events, each with the ``id`` that resumes behind it."""
+    heard: list[dict[str, Any]] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(heard) < count:
+            message = json.loads(await socket.recv())
+            if "event" in message:
+                heard.append(message)
+    return heard
+
+
+async def closed(socket: ClientConnection) -> tuple[int | None, list[dict[str, Any]]]:
+    """The close code, and what was said before."""
+    said: list[dict[str, Any]] = []
+    async with asyncio.timeout(PATIENCE_S):
+        try:
+            while True:
+                said.append(json.loads(await socket.recv()))
+        except ConnectionClosed:
+            return socket.close_code, said
+
+
+async def test_a_jobs_whole_life_is_heard_and_resumed_without_a_gap(
+    whole: Bench, service: ApiService
+) -> None:
+    async with listening(service) as socket:
+        job = await whole.enqueue(payload={"n": 1})
+        [leased] = await whole.fetch()
+        first = await hear(socket, 1)
+        await socket.send("nobody listens to this")
+    await whole.report({"type": "Succeeded", "job": leased["id"], "lease": leased["lease"], "result": 7})
+    async with listening(service, after=first[0]["id"]) as socket:
+        heard = [*first, *await hear(socket, 2)]
+    assert [one["event"]["type"] for one in heard] == ["Enqueued", "Leased", "Succeeded"]
+    assert {one["event"]["job"] for one in heard} == {job["id"]}
+    assert heard[2]["event"]["result"] == 7
+
+
+async def test_only_what_is_asked_for(whole: Bench, service: ApiService) -> None:
+    async with listening(service, types="Enqueued", queue="mail") as socket:
+        await whole.enqueue(queue="other")
+        wanted = await whole.enqueue(queue="mail")
+        [heard] = await hear(socket, 1)
+    assert heard["event"]["job"] == wanted["id"]
+
+
+@pytest.mark.parametrize(
+    ("params", "origin", "status", "code"),
+    [
+        ({"types": "Nothing"}, None, 422, "invalid_field"),
+        ({"unknown": "1"}, None, 422, "invalid_field"),
+        ({"after": "no token"}, None, 422, "invalid_cursor"),
+        ({"after": "~0:99:0"}, None, 410, "position_gone"),
+        ({}, "https://elsewhere.example", 403, "origin_forbidden"),
+    ],
+)
+async def test_what_is_wrong_at_the_start_is_an_answer(
+    service: ApiService, params: dict[str, str], origin: str | None, status: int, code: str
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with listening(service, origin=origin, **params):
+            pass
+    response = refused.value.response
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert json.loads(response.body)["code"] == code
+
+
+async def test_pages_of_this_server_may_listen(whole: Bench, service: ApiService) -> None:
+    async with listening(service, origin=service.address) as socket:
+        await whole.enqueue()
+        assert len(await hear(socket, 1)) == 1
+
+
+async def test_the_end_of_the_server_is_said(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "POLL_MS", 50)
+    async with ApiService(create_app(whole.deps), port=0) as service, listening(service) as socket:
+        await whole.enqueue()
+        await hear(socket, 1)
+        whole.deps.parked.stop()
+        code, said = await closed(socket)
+    assert code == 4503
+    assert said[-1]["error"]["code"] == "read_model_unavailable"
+
+
+async def test_how_far_it_is_is_told_where_nothing_happens(
+    service: ApiService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "QUIET_S", 0.1)
+    async with listening(service) as socket, asyncio.timeout(PATIENCE_S):
+        message = json.loads(await socket.recv())
+    assert message["id"].startswith("~")
+    assert message.keys() == {"id"}
+
+
+async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_ws, "SLOW_S", 0.3)
+    monkeypatch.setattr(events_ws, "CLOSE_S", 0.1)
+    jobs: list[str] = []
+    async with listening(service, types="Enqueued") as socket:
+        # It reads nothing: what it was sent fills the buffers of both sides, and then there is no more room.
+        socket.transport.pause_reading()
+        for _ in range(400):
+            jobs.append((await whole.enqueue(payload={"text": "x" * 60_000}))["id"])
+        await asyncio.sleep(1.0)
+        socket.transport.resume_reading()
+        code, said = await closed(socket)
+    assert code in (4408, 1006)
+    heard = [one["event"]["job"] for one in said if "event" in one]
+    assert 0 < len(heard) < 400
+    async with listening(service, types="Enqueued", after=said[len(heard) - 1]["id"]) as socket:
+        heard += [one["event"]["job"] for one in await hear(socket, 400 - len(heard))]
+    assert sorted(heard) == sorted(jobs), "each once; in order within a partition"
