@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.api import (
+    asyncapi,
     audit,
     bulk,
     cloning,
@@ -61,6 +62,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *partitions.OPERATIONS,
     *rules.OPERATIONS,
     *health.OPERATIONS,
+    *asyncapi.OPERATIONS,
 )
 """All operations; the busiest first, for routes are tried in order."""
 

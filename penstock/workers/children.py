@@ -63,6 +63,7 @@ class Child:
         self._process = process
         self._killed = False
         self.reusable = True
+        """Whether it may be given another job: it waits for one, as far as is known."""
 
     @classmethod
     async def start(cls, setup: Setup) -> Child:
@@ -98,14 +99,17 @@ class Child:
 
     async def run(self, run: Run, reporter: ProgressReporter) -> Outcome:
         """Run a job to its end; when this is cancelled the job is stopped, by force if need be."""
+        self.reusable = False
         self._send(Begin(run.lease.delivery))
         ending = asyncio.create_task(self._until_ended(run, reporter), name="penstock-child")
         try:
             outcome = await asyncio.shield(ending)
-            self.reusable = outcome is not None
+            # One that is said to have timed out may be spoken for, and go on.
+            self.reusable = outcome is not None and not (
+                isinstance(outcome, Errored) and outcome.error.code == "timeout"
+            )
             return outcome or await self._died()
         except asyncio.CancelledError:
-            self.reusable = False
             outcome = await self._stopped(run, ending)
             if outcome is None:
                 raise
