@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -29,6 +30,8 @@ from typing import Any, Literal, Protocol
 
 from penstock.workers.context import Context, asks_for_context
 from penstock.workers.errors import DependencyFailed, TaskInvalid
+
+_log = logging.getLogger(__name__)
 
 Scope = Literal["worker", "job"]
 
@@ -142,7 +145,8 @@ class Dependencies:
         self._overrides = dict(overrides or {})
         self._providers: dict[tuple[Function, Scope], _Provider] = {}
         self._opened: dict[Function, Any] = {}
-        self._stack = AsyncExitStack()
+        self._stacks: list[AsyncExitStack] = []
+        """One for each, so that one that cannot be closed is no failure of those that it depends on."""
         self._needs = {name: dict(task.needs) for name, task in tasks.items() if task.needs}
         self.types = frozenset(self._needs)
         """Of the tasks that have any."""
@@ -185,18 +189,24 @@ class Dependencies:
             await self._open(further)
         if needed.scope == "worker" and needed.provider not in self._opened:
             values = {name: self._opened[further.provider] for name, further in provider.needs.items()}
+            stack = AsyncExitStack()
+            self._stacks.append(stack)
             try:
-                self._opened[needed.provider] = await provider.enter(self._stack, values)
+                self._opened[needed.provider] = await provider.enter(stack, values)
             except Exception as error:
                 raise DependencyFailed(
                     f"{provider.name} cannot be opened: {type(error).__name__}: {error}"
                 ) from error
 
     async def close(self) -> None:
-        """Close what was opened, last first."""
-        stack, self._stack = self._stack, AsyncExitStack()
+        """Close what was opened, last first. One that cannot be closed keeps nobody from leaving."""
+        stacks, self._stacks = self._stacks, []
         self._opened.clear()
-        await stack.aclose()
+        for stack in reversed(stacks):
+            try:
+                await stack.aclose()
+            except Exception:  # noqa: BLE001 - whatever a provider of the user raises
+                _log.exception("a dependency cannot be closed")
 
     async def fill(self, stack: AsyncExitStack, job_type: str, context: Context) -> dict[str, Any]:
         """The values of a handler's dependencies; what is the job's own is put away by ``stack``."""

@@ -117,6 +117,22 @@ async def test_what_cannot_be_opened_ends_the_worker_before_it_takes_a_job() -> 
     assert seen == ["settings", "open", "close"]
 
 
+async def test_what_cannot_be_closed_keeps_nobody_from_leaving(caplog: pytest.LogCaptureFixture) -> None:
+    async def sticky(db: Pool) -> AsyncIterator[str]:
+        yield db
+        raise ConnectionError("it is gone already")
+
+    async def needs(one: Any) -> str:
+        return str(one)
+
+    async with running(needing(needs, sticky, "worker")) as (transport, _):
+        transport.give(job("needs"))
+        assert await transport.succeeded("0.1.1") == "pool of dsn"
+    assert transport.closed
+    assert seen == ["settings", "open", "close"]
+    assert "a dependency cannot be closed" in caplog.text
+
+
 async def test_one_for_a_job_that_cannot_be_opened_fails_the_attempt() -> None:
     def broken() -> str:
         raise ConnectionError("gone")
