@@ -56,10 +56,16 @@ class Account:
 
 
 class Credits:
-    """The shares of one worker's capacity."""
+    """The shares of one worker's capacity.
 
-    def __init__(self, capacity: int) -> None:
+    Args:
+        capacity: leases that it may hold at once.
+        reserves: whether orchestrators without backlog keep a little of it. Of a few leases that would be too much.
+    """
+
+    def __init__(self, capacity: int, *, reserves: bool = True) -> None:
         self.capacity = capacity
+        self._reserves = reserves
         self._accounts: dict[str, Account] = {}
         self._next_seq = 0
         self._unpublished = False
@@ -152,7 +158,7 @@ class Credits:
         idle = [name for name in self._accounts if name not in busy]
         spare = self.capacity - len(busy)
         reserve = self.capacity // (IDLE_FRACTION * len(self._accounts)) if idle else 0
-        each = min(max(1, reserve), spare // len(idle)) if idle else 0
+        each = min(max(1, reserve), spare // len(idle)) if idle and self._reserves else 0
         return dict.fromkeys(idle, each) | divide(self.capacity - each * len(idle), busy)
 
     def _turns(self, busy: Mapping[str, int], now_ms: float) -> dict[str, int]:

@@ -100,7 +100,9 @@ class Session:
         self.renews_all = True
         self.held: dict[str, HeldLease] = {}
         self.credits = Credits(profile.concurrency)
-        self._limits = {job_type: Credits(limit) for job_type, limit in profile.limits.items()}
+        self._limits = {
+            job_type: Credits(limit, reserves=False) for job_type, limit in profile.limits.items()
+        }
         """Shares of what may be held of single types."""
         self.finished = FinishedLeases()
         self.tombstones = Tombstones()
@@ -157,7 +159,8 @@ class Session:
         if {job_type: credits.capacity for job_type, credits in self._limits.items()} == limits:
             return
         self._limits = {
-            job_type: self._limits.get(job_type, Credits(limit)) for job_type, limit in limits.items()
+            job_type: self._limits.get(job_type, Credits(limit, reserves=False))
+            for job_type, limit in limits.items()
         }
         for job_type, credits in self._limits.items():
             credits.capacity = limits[job_type]

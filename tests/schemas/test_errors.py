@@ -32,7 +32,7 @@ def test_each_says_what_happened_and_how_it_is_answered(error: type[PenstockErro
     assert error().message == " ".join((error.__doc__ or "").split())
     assert error("other words", job="j").message == "other words"
     assert error("other words", job="j").details == {"job": "j"}
-    assert error.status in {400, 404, 405, 409, 410, 413, 415, 422, 500, 503}
+    assert error.status in {400, 403, 404, 405, 409, 410, 413, 415, 422, 500, 503}
     assert 0 < error.exit_code < 10
     assert str(error("a b")) == "a b"
 
