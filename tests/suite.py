@@ -8,6 +8,7 @@ of both passes.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,8 +39,12 @@ def main() -> int:
             print(f"== {name} tests", flush=True)
             report = Path(folder) / f"{name}.xml"
             code = _python("-m", "coverage", "run", "-m", "pytest", "-q", *arguments, f"--junitxml={report}")
+            passed = _add(counts, report)
+            if code == -signal.SIGSEGV and passed:
+                # msgspec's types, destroyed at the interpreter's exit: everything was done and said by then.
+                print("(Python crashed at its exit.)", flush=True)
+                code = 0
             sound = sound and code in {0, NOTHING_COLLECTED}
-            _add(counts, report)
     print("== coverage", flush=True)
     _python("-m", "coverage", "combine", "--quiet")
     covered = _python("-m", "coverage", "report") == 0
@@ -64,13 +69,14 @@ def _python(*arguments: str) -> int:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
 
 
-def _add(counts: dict[str, int], report: Path) -> None:
-    """Add one pass's numbers; a pass that died without a report counts as one error."""
+def _add(counts: dict[str, int], report: Path) -> bool:
+    """Add one pass's numbers, and say whether all is well; a pass that died without a report counts as one error."""
     try:
         suites = ElementTree.parse(report).getroot().iter("testsuite")
     except (OSError, ElementTree.ParseError):
         counts["errors"] += 1
-        return
+        return False
+    well = True
     for suite in suites:
         total, failed, errors, skipped = (
             int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")
@@ -79,6 +85,8 @@ def _add(counts: dict[str, int], report: Path) -> None:
         counts["errors"] += errors
         counts["skipped"] += skipped
         counts["passed"] += total - failed - errors - skipped
+        well = well and not failed and not errors
+    return well
 
 
 if __name__ == "__main__":

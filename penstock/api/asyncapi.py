@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import functools
-import operator
 import types
 import typing
 from collections.abc import Iterable
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, Union, cast, get_args
 
 import msgspec
 from msgspec import NODEFAULT, Raw, Struct
@@ -138,14 +137,14 @@ def _shown(kind: Any) -> Any:
     if origin is Annotated:
         return functools.reduce(lambda found, meta: Annotated[found, meta], args[1:], _shown(args[0]))
     if origin in (typing.Union, types.UnionType):
-        return functools.reduce(operator.or_, map(_shown, args))
+        return Union[tuple(_shown(part) for part in args)]  # noqa: UP007 - of as many as there are
     if origin is not None and origin is not typing.Literal:
         return origin[tuple(part if part is ... else _shown(part) for part in args)]
-    return kind
+    return cast("Any", kind)
 
 
 @functools.cache
-def _shown_struct(kind: type[Struct]) -> type[Struct]:
+def _shown_struct(kind: type[Struct]) -> Any:
     config = kind.__struct_config__
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):

@@ -8,11 +8,13 @@ failed and is to be started anew by whatever supervises it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import sys
 import threading
 import time
+from typing import NoReturn
 
 LAST_WAIT_S = 2.0
 """How long tasks, and then threads, may take to end after the roles have."""
@@ -48,15 +50,22 @@ def threads_end() -> bool:
 
 
 def leave_behind() -> None:
-    """Something goes on that nobody can end: :func:`end` is not to wait for it."""
+    """Something goes on that nobody can end: no exit function is to wait for it."""
     _log.warning("something that was told to stop does not; the process ends without it")
     _left_behind.set()
 
 
-def end(code: int | str | None) -> None:
-    """Called last, with what ``sys.exit`` was given: returns where everything has ended, else ends the process."""
+def end(code: int | str | None) -> NoReturn:
+    """Called last, with what ``sys.exit`` was given: ends the process, without taking the interpreter apart.
+
+    That would wait for what goes on; and msgspec now and then reads what is gone already when its types are destroyed
+    with their modules, which turned an exit code into a segmentation fault.
+    """
+    if isinstance(code, str):
+        sys.stderr.write(code + "\n")
+    logging.shutdown()
     if not _left_behind.is_set():
-        return
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]  # what Python calls at its exit
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -119,17 +119,17 @@ def _give_up(error: PenstockError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def main() -> None:
-    """Run the command line. Errors become a message and an exit code, never a traceback."""
+def entry() -> NoReturn:
+    """The program: run the command line, and end the process."""
     try:
-        _run()
+        main()
     except SystemExit as error:
         leaving.end(error.code)
-        raise
     leaving.end(0)
 
 
-def _run() -> None:
+def main() -> None:
+    """Run the command line. Errors become a message and an exit code (SystemExit), never a traceback."""
     try:
         app()
     except PenstockError as error:
@@ -150,4 +150,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry()

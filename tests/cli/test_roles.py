@@ -231,7 +231,7 @@ async def compose(stack):
     return [await stack.enter_async_context(Role())]
 
 main.app = lambda: roles.run(compose, on_ready=roles.request_stop if ending == "signal" else None)
-main.main()
+main.entry()
 """
 
 
