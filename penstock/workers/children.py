@@ -18,7 +18,7 @@ from contextlib import suppress
 from penstock.schemas.codec import decode_line
 from penstock.schemas.errors import LeaseLost
 from penstock.workers.errors import AppInvalid
-from penstock.workers.groups import exited, kill_group
+from penstock.workers.groups import exited, kill_group, start_group
 from penstock.workers.outcome import Errored, Outcome, StopReason, job_error, outcome_of
 from penstock.workers.pipes import (
     MAX_LINE_BYTES,
@@ -68,9 +68,8 @@ class Child:
     @classmethod
     async def start(cls, setup: Setup) -> Child:
         """Raises AppInvalid when it cannot load the tasks."""
-        process = await asyncio.create_subprocess_exec(
+        process = await start_group(
             sys.executable, "-m", "penstock.workers.child", stdin=PIPE, stdout=PIPE, limit=MAX_LINE_BYTES,
-            start_new_session=True,
         )  # fmt: skip
         child = cls(process)
         try:

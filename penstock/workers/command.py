@@ -29,7 +29,7 @@ from penstock.schemas.limits import MAX_RESULT_BYTES
 from penstock.workers.app import AnyTask
 from penstock.workers.context import Context
 from penstock.workers.errors import HandlerError, NonRetryable, TaskInvalid
-from penstock.workers.groups import exited, kill_group, signal_group
+from penstock.workers.groups import exited, kill_group, signal_group, start_group
 from penstock.workers.outcome import StopReason
 from penstock.workers.task import Task
 
@@ -87,8 +87,11 @@ class _Command:
             # Those that it started and left behind may hold its pipes open: they are ended with it.
             await asyncio.wait([writing, reading, logging], timeout=LEFT_BEHIND_S)
         finally:
-            await _end(process, ctx.stop_reason)
-            done = await asyncio.gather(writing, reading, logging, return_exceptions=True)
+            try:
+                await _end(process, ctx.stop_reason)
+            finally:
+                # Told to stop once more, while it stops, it still leaves nobody behind who reads.
+                done = await asyncio.gather(writing, reading, logging, return_exceptions=True)
         for failure in done:
             if isinstance(failure, BaseException):
                 raise failure
@@ -104,9 +107,9 @@ class _Command:
             "PENSTOCK_FENCE": ctx.fence, "PENSTOCK_LEASE": ctx.lease, "PENSTOCK_TRACEPARENT": ctx.trace,
         }  # fmt: skip
         try:
-            return await asyncio.create_subprocess_exec(
+            return await start_group(
                 *self._argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=self._cwd, limit=LINE_BYTES,
-                env={**os.environ, **self._env, **own}, start_new_session=True,
+                env={**os.environ, **self._env, **own},
             )  # fmt: skip
         except OSError as error:
             raise CommandFailedForGood(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from penstock.schemas.limits import MAX_RESULT_BYTES
 from penstock.workers.command import command_task, parse_commands
 from penstock.workers.errors import TaskInvalid
+from penstock.workers.groups import start_group
 from tests.waiting import until
 from tests.workers.bench import job, running
 from tests.workers.test_processes import is_gone
@@ -111,7 +115,21 @@ async def test_b6_it_is_stopped_with_all_that_it_started(how: str, tmp_path: Pat
         else:
             transport.lose(lease)
         await until(lambda: worker.busy == 0)
-        assert all(map(is_gone, pids))
+        await until(lambda: all(map(is_gone, pids)))
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
+    starting = asyncio.create_task(start_group(*sh(script), stdin=PIPE, stdout=PIPE, stderr=PIPE))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    # It runs already while the loop has not yet taken its pipes in hand.
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith("\n"):
+        time.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await until(lambda: is_gone(int((tmp_path / "pid").read_text())))
 
 
 async def test_what_it_leaves_behind_ends_with_it(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ async def test_b6_one_that_does_not_is_killed_with_all_that_it_started(how: str,
             transport.lose(lease)
         if how != "shutdown":
             await until(lambda: worker.busy == 0)
-            assert all(map(is_gone, pids))
-    assert all(map(is_gone, pids))
+            await until(lambda: all(map(is_gone, pids)))
+    await until(lambda: all(map(is_gone, pids)))
     if how == "shutdown":
         assert await transport.returned("0.1.1") == "shutdown"
 
