@@ -32,8 +32,9 @@ _SIGNALS = "Hints to workers and among processes: partition 0 to all, the others
 _LINES = "A record's value is newline-delimited JSON: one message a line, one or many lines a record."
 
 
+@functools.cache
 def document(topics: Topics, *, version: str) -> dict[str, Any]:
-    """AsyncAPI 3.0."""
+    """AsyncAPI 3.0. Made once, and not to be changed."""
     events = [kind for kind in get_args(AnyEvent) if kind.__name__ not in _ELSEWHERE]
     signals = get_args(messages.Signal)
     reports = get_args(messages.Report)
@@ -53,6 +54,7 @@ def document(topics: Topics, *, version: str) -> dict[str, Any]:
             for priority in PRIORITIES
         },
     }
+    sent = {name for channel in channels.values() for name in channel["messages"]}
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "Penstock's log", "version": version, "description": _LINES},
@@ -60,9 +62,7 @@ def document(topics: Topics, *, version: str) -> dict[str, Any]:
         "channels": channels,
         "operations": _operations(channels),
         "components": {
-            "messages": {
-                name: _message(name, schema) for name, schema in schemas.items() if name in _names(channels)
-            },
+            "messages": {name: _message(name, schema) for name, schema in schemas.items() if name in sent},
             "schemas": schemas,
         },
     }
@@ -75,10 +75,6 @@ _ELSEWHERE = frozenset({"Configured"})
 def _channel(address: str, kinds: Iterable[type[Struct]], description: str) -> dict[str, Any]:
     found = {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"} for kind in kinds}
     return {"address": address, "description": description, "messages": found}
-
-
-def _names(channels: dict[str, Any]) -> set[str]:
-    return {name for channel in channels.values() for name in channel["messages"]}
 
 
 def _operations(channels: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from penstock.api.http import Answer, Operation, header, query
 from penstock.api.intake import TENANT
 from penstock.api.models import Cursor, ShortText
 from penstock.api.problems import problem_of
-from penstock.api.stream import SLOW_S, Heard, Listener, Listening
+from penstock.api.stream import SLOW_S, Heard, Listener, Listening, serve_until_gone
 from penstock.core.job_state import State
 from penstock.schemas import events as ev
 from penstock.schemas.errors import InvalidField, PenstockError
@@ -97,17 +97,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send_all(send), name="event-stream")
-        leaving = asyncio.create_task(_until_gone(receive), name="event-stream-leaving")
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self._heard.aclose()
-        if not sending.cancelled() and (error := sending.exception()) is not None:
-            raise error
+        await serve_until_gone(self._send_all(send), _until_gone(receive), self._heard)
 
     async def _send_all(self, send: Send) -> None:
         try:

@@ -25,7 +25,7 @@ from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.events import EventsQuery, listening_of
 from penstock.api.http import query
 from penstock.api.problems import problem_of, respond
-from penstock.api.stream import SLOW_S, Heard, Listener
+from penstock.api.stream import SLOW_S, Heard, Listener, serve_until_gone
 from penstock.schemas.errors import OriginForbidden, PenstockError
 
 PATH = "/api/v1/events/ws"
@@ -51,17 +51,7 @@ async def follow(socket: WebSocket) -> None:
         return
     await socket.accept()
     heard = listener.listen(starts)
-    sending = asyncio.create_task(_send_all(socket, deps, heard), name="event-socket")
-    leaving = asyncio.create_task(_until_gone(socket), name="event-socket-leaving")
-    try:
-        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (sending, leaving):
-            task.cancel()
-        await asyncio.gather(sending, leaving, return_exceptions=True)
-        await heard.aclose()
-    if not sending.cancelled() and (error := sending.exception()) is not None:
-        raise error
+    await serve_until_gone(_send_all(socket, deps, heard), _until_gone(socket), heard)
 
 
 def _check_origin(socket: WebSocket, deps: ApiDeps) -> None:

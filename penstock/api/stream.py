@@ -10,8 +10,9 @@ log, and after :data:`SLOW_S` it is cut off, to come back for it.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -189,6 +190,26 @@ class Listener:
 
     def _token(self) -> str:
         return _MARK + token(self._after.values())
+
+
+async def serve_until_gone(
+    sending: Coroutine[Any, Any, None], leaving: Coroutine[Any, Any, None], heard: AsyncGenerator[Heard]
+) -> None:
+    """Send what is heard until either side leaves; then nothing of it goes on. Raises what sending raised."""
+    tasks = [
+        asyncio.create_task(sending, name="event-stream"),
+        asyncio.create_task(leaving, name="event-stream-leaving"),
+    ]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await heard.aclose()
+    sent = tasks[0]
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        raise error
 
 
 def _shown(line: _Line, outcome: str) -> bytes:

@@ -9,7 +9,8 @@ from typing import Any, TextIO
 
 import msgspec
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+from penstock.workers.log_fields import own_fields
+
 _NOISY = ("aiokafka", "httpx", "httpcore", "asyncio", "uvicorn.error")
 HANDLER_NAME = "penstock"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -19,10 +20,6 @@ def _time(record: logging.LogRecord) -> str:
     return (
         datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     )
-
-
-def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name, value in _extra(record).items():
+        for name, value in own_fields(record).items():
             fields.setdefault(name, value)
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
@@ -50,7 +47,7 @@ class TextFormatter(logging.Formatter):
     """``time level logger message key=value ...``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
+        fields = "".join(f" {name}={value}" for name, value in own_fields(record).items())
         text = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 

@@ -25,9 +25,7 @@ async def start_log_worker(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App
 ) -> Worker:
     """Run ``tasks`` on the log. The process ends when the worker is told to leave."""
-    worker = await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks)
-    await stack.enter_async_context(_LeaveWhenTold(worker))
-    return worker
+    return await _start_alone(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks)
 
 
 async def start_dev_worker(
@@ -42,7 +40,12 @@ async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: Ap
     # An HTTP client is a tenth of a second to load, and a worker on the log has no use for one.
     from penstock.workers.http_transport import HttpTransport
 
-    worker = await _start(stack, settings, HttpTransport(settings.server), tasks)
+    return await _start_alone(stack, settings, HttpTransport(settings.server), tasks)
+
+
+async def _start_alone(stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App) -> Worker:
+    """A worker that has the process to itself, and takes it along when it is told to leave."""
+    worker = await _start(stack, settings, transport, tasks)
     await stack.enter_async_context(_LeaveWhenTold(worker))
     return worker
 

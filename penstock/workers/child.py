@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from msgspec import Raw
@@ -25,7 +24,7 @@ from penstock.schemas.events import NULL, Progressed
 from penstock.workers.errors import AppInvalid
 from penstock.workers.lease import HeldLease
 from penstock.workers.loading import load_apps
-from penstock.workers.outcome import StopReason
+from penstock.workers.log_fields import own_fields
 from penstock.workers.pipes import (
     Begin,
     Ended,
@@ -43,10 +42,6 @@ from penstock.workers.pipes import (
 )
 from penstock.workers.runtime import Worker
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
-
-_REASONS: Mapping[str, StopReason] = {
-    "timeout": "timeout", "cancelled": "cancelled", "shutdown": "shutdown", "lost": "lost"
-}  # fmt: skip
 
 
 class Outbox:
@@ -136,14 +131,12 @@ class ToParent(logging.Handler):
         super().__init__()
         self._outbox = outbox
         self.setFormatter(logging.Formatter("%(message)s"))
-        self._usual = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             extra = {
                 name: value if isinstance(value, str | int | float | bool | None) else str(value)
-                for name, value in vars(record).items()
-                if name not in self._usual
+                for name, value in own_fields(record).items()
             }
             text = self.format(record)
             self._outbox.send(Logged(logger=record.name, level=record.levelno, text=text, extra=extra))
@@ -182,7 +175,7 @@ async def serve(inbox: BinaryIO, outbox: Outbox, setup: Setup) -> None:
                 case Stop(lease, reason, detail):
                     held = transport.held
                     if held is not None and held.id == lease:
-                        worker.executor.stop(held, _REASONS[reason], detail)
+                        worker.executor.stop(held, reason, detail)
                 case Setup():
                     raise AssertionError("a second set-up")
 

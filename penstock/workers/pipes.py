@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from penstock.schemas.messages import Delivery
+from penstock.workers.outcome import StopReason
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -31,10 +32,10 @@ class Begin(Struct, frozen=True, tag="begin"):
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """The job is to stop; ``reason`` is a StopReason."""
+    """The job is to stop."""
 
     lease: str
-    reason: str
+    reason: StopReason
     detail: str = ""
 
 
