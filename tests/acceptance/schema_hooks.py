@@ -13,6 +13,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     for fields in (case.query, case.body):
         if isinstance(fields, dict) and isinstance(fields.get("wait_ms"), int) and fields["wait_ms"] > 0:
             fields["wait_ms"] = 1
+    if case.query and "until" in case.query and "wait_ms" not in case.query:
+        case.query["wait_ms"] = 1
 
 
 @schemathesis.hook
