@@ -90,6 +90,7 @@ class _Call:
                 continue
             parts.setdefault(prepared.partition, []).append((index, prepared))
         await self._check_rules(parts)
+        await self._store_large(parts)
         for partition, items in ((partition, items) for partition, items in parts.items() if items):
             while len(self._appends) >= MOST_APPENDS:
                 await asyncio.wait(self._appends, return_when=asyncio.FIRST_COMPLETED)
@@ -110,6 +111,25 @@ class _Call:
                         self._items[index] = _rejected(index, error, prepared.job)
                 parts[partition] = [item for item in parts[partition] if item[1].unique is None]
 
+    async def _store_large(self, parts: dict[int, list[tuple[int, Prepared]]]) -> None:
+        """Put payloads that are too large for the log beside it; take out those that cannot be."""
+        large = [(index, one) for items in parts.values() for index, one in items if not one.line]
+        if not large:
+            return
+        done = await asyncio.gather(*(self._intake.stored(one) for _, one in large), return_exceptions=True)
+        settled_by_index = dict(zip((index for index, _ in large), done, strict=True))
+        for partition, items in parts.items():
+            kept: list[tuple[int, Prepared]] = []
+            for index, prepared in items:
+                match settled_by_index.get(index, prepared):
+                    case Prepared() as stored:
+                        kept.append((index, stored))
+                    case PenstockError() as error:
+                        self._items[index] = _rejected(index, error, prepared.job)
+                    case failure:
+                        raise failure
+            parts[partition] = kept
+
     def reject(self, error: PenstockError) -> None:
         """Note one more item that is not taken."""
         self._items.append(_rejected(len(self._items), error))
@@ -117,7 +137,7 @@ class _Call:
     def _asked(self, first: int, bodies: Sequence[bytes]) -> Sequence[tuple[JobRequest, str] | PenstockError]:
         """The request of each item, or why it is not taken."""
         options = self._deps.options
-        most_bytes = options.job_max_bytes
+        most_bytes = self._deps.job_max_bytes
         room = options.bulk_max_items - first
         if len(bodies) <= room and max(map(len, bodies), default=0) <= most_bytes:
             return decode_jobs(bodies)

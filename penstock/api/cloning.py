@@ -17,7 +17,7 @@ from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import Operation, idempotency_key, query, read_json
 from penstock.api.intake import TENANT, Intake, trace_of
 from penstock.api.jobs import CREATE_HEADERS, READ_HEADERS, TAKEN_ANSWERS, told, wait_for, with_key
-from penstock.api.lookup import find_job
+from penstock.api.lookup import find_job, whole_body
 from penstock.api.models import CloneRequest, ReadQuery, decode_job
 from penstock.projections.port import JobView
 
@@ -32,7 +32,7 @@ _NONE = (b"null", b"[]")
 async def clone_job(request: Request) -> Response:
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
-    asked = await read_json(request, dict[str, Any], deps.options.job_max_bytes, empty=b"{}")
+    asked = await read_json(request, dict[str, Any], deps.job_max_bytes, empty=b"{}")
     job = await find_job(deps, str(request.path_params["id"]))
     given = {name: value for name, value in asked.items() if value is not None}
     wanted, hashed = decode_job(_encode({**await _taken_over(deps, job), **given}))
@@ -46,6 +46,8 @@ async def _taken_over(deps: ApiDeps, job: JobView) -> dict[str, Raw]:
     """Fields of a request for the same job."""
     shown = _fields_in(_encode(job))
     found = {name: shown[name] for name in _AS_IT_IS}
+    # One that lies beside the log is the first job's alone, and goes with it.
+    found["payload"] = Raw(await whole_body(deps, job, job.payload))
     page = await deps.read_model.history(TENANT, job.id, 1)
     first = page.items[0] if page is not None and page.items else None
     if first is not None and first.type == "Enqueued":

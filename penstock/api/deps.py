@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from penstock.api.metrics import ApiMetrics
     from penstock.api.registry import WorkerRegistry
     from penstock.log.archive import Archive
+    from penstock.log.claims import ClaimStore
 
 
 class JobsWriter(Protocol):
@@ -48,6 +49,7 @@ class ApiOptions:
     """Limits and waits. Sizes in bytes, times in milliseconds."""
 
     max_payload_bytes: int = DEFAULT_PAYLOAD_BYTES
+    """Larger payloads go to the store of claims, where there is one."""
     bulk_max_items: int = 100_000
     bulk_max_bytes: int = 64 * 1024 * 1024
     read_wait_ms: int = 5_000
@@ -60,11 +62,6 @@ class ApiOptions:
     """A partition that is behind and was not folded for so long makes the service unready."""
     cors_origins: tuple[str, ...] = ()
     """Origins that browsers may call from; none by default."""
-
-    @property
-    def job_max_bytes(self) -> int:
-        """Largest body of one job: its payload, metadata and room for the other fields."""
-        return self.max_payload_bytes + MAX_METADATA_BYTES + 32 * 1024
 
 
 class Parked:
@@ -124,6 +121,18 @@ class ApiDeps:
     """Partitions that are known to follow rules with unique keys; none ever goes back."""
     archive: Archive | None = None
     """Of the jobs log, for what the read model no longer has."""
+    claims: ClaimStore | None = None
+    """For payloads and results that are too large for the log."""
+
+    @property
+    def payload_max_bytes(self) -> int:
+        """Largest payload, on the log or beside it."""
+        return max(self.options.max_payload_bytes, 0 if self.claims is None else self.claims.max_bytes)
+
+    @property
+    def job_max_bytes(self) -> int:
+        """Largest body of one job: its payload, metadata and room for the other fields."""
+        return self.payload_max_bytes + MAX_METADATA_BYTES + 32 * 1024
 
     def stop(self) -> None:
         """Answer everything that only waits: to be called before the server is asked to stop."""

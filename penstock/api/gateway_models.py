@@ -50,6 +50,8 @@ class FetchedJob(Struct, frozen=True, kw_only=True):
     queue: str
     priority: str
     payload: Raw
+    payload_url: str | None
+    """Where the payload is to be fetched if it lies beside the log; ``payload`` then has its size and hash."""
     metadata: Raw
     attempt: int
     max_attempts: int

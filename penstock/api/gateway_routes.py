@@ -25,6 +25,7 @@ from penstock.api.http import Answer, Operation, answer, read_json
 from penstock.api.remote_worker import Named, RemoteWorker
 from penstock.api.reports import Reports
 from penstock.projections.views import time_text
+from penstock.schemas.claims import claim_of, payload_url
 from penstock.schemas.limits import MAX_RESULT_BYTES
 from penstock.workers.lease import HeldLease
 from penstock.workers.transport import WorkerProfile
@@ -35,6 +36,7 @@ LEAST_WAIT_MS = 250
 
 FETCH_MAX_BYTES = 2 * 1024 * 1024
 REPORT_MAX_BYTES = 64 * MAX_RESULT_BYTES
+"""And as much besides as one result may have that goes to the store of claims."""
 
 
 def _named(leases: Leases) -> list[Named]:
@@ -100,6 +102,7 @@ def _job(lease: HeldLease, deps: ApiDeps) -> FetchedJob:
         queue=delivery.queue,
         priority=delivery.priority,
         payload=delivery.payload,
+        payload_url=payload_url(delivery.job) if claim_of(delivery.payload) else None,
         metadata=delivery.metadata,
         attempt=delivery.attempt,
         max_attempts=delivery.max_attempts,
@@ -116,7 +119,8 @@ def _job(lease: HeldLease, deps: ApiDeps) -> FetchedJob:
 
 async def report_jobs(request: Request) -> Response:
     deps = deps_of(request)
-    asked = await read_json(request, ReportEnvelope, REPORT_MAX_BYTES)
+    beside_bytes = 0 if deps.claims is None else deps.claims.max_bytes
+    asked = await read_json(request, ReportEnvelope, REPORT_MAX_BYTES + beside_bytes)
     worker = deps.gateway.worker(asked.worker, asked.incarnation)
     return answer(Reported(await Reports(deps, asked.worker, worker).take(asked.events)))
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct
 from starlette.requests import Request
 
 from penstock.api.appending import append_line
@@ -26,6 +27,7 @@ from penstock.client.requests import JobRequest
 from penstock.projections.port import JobFilter, JobView, SearchQuery, VerdictView
 from penstock.projections.views import enqueued_view
 from penstock.schemas.errors import (
+    BlobsUnavailable,
     Conflict,
     IdempotencyKeyReused,
     IdInUse,
@@ -59,6 +61,7 @@ class Prepared(Struct, frozen=True, gc=False):
     job: str
     partition: int
     line: bytes
+    """Empty while its payload, too large for the log, is yet to be put beside it."""
     given: bool
     """Whether its job may be there already, or not begin: only the fold knows."""
     fields: dict[str, Any]
@@ -88,7 +91,8 @@ class Intake:
         """``max_payload_bytes``: as the options say, if None."""
         self._deps = deps
         self._partitions = deps.topics.partitions
-        self._max_payload_bytes = max_payload_bytes or deps.options.max_payload_bytes
+        self._max_payload_bytes = max_payload_bytes or deps.payload_max_bytes
+        self._inline_bytes = max_payload_bytes or deps.options.max_payload_bytes
 
     def prepare(
         self, request: JobRequest, hashed: str, at_ms: int, trace: str, spare: tuple[str, int] | None = None,
@@ -118,7 +122,27 @@ class Intake:
         if cause:
             fields["cause"] = cause
         keyed = request.idempotency_key is not None
-        return Prepared(job_id, partition, line_of(fields), given, fields, keyed)
+        large = len(fields.get("payload", b"")) > self._inline_bytes
+        return Prepared(job_id, partition, b"" if large else line_of(fields), given, fields, keyed)
+
+    async def stored(self, prepared: Prepared) -> Prepared:
+        """The same with a line: a payload that is too large for the log is put beside it, and its claim on the line.
+
+        Raises:
+            BlobsUnavailable: it is not stored, and the job did not begin; ``details["job_id"]`` has the id with which
+                to try again.
+        """
+        claims = self._deps.claims
+        if prepared.line or claims is None:
+            return prepared
+        payload = bytes(prepared.fields["payload"])
+        try:
+            claim = await claims.keep(TENANT, prepared.job, payload)
+        except BlobsUnavailable as error:
+            error.details["job_id"] = prepared.job
+            raise
+        fields = {**prepared.fields, "payload": Raw(claim)}
+        return msgspec.structs.replace(prepared, line=line_of(fields), fields=fields)
 
     def _new_id(self) -> tuple[str, int]:
         """An id of our own making and its partition. Those of the same few milliseconds live in one partition.
@@ -136,12 +160,14 @@ class Intake:
         """Append one job and tell what became of it.
 
         Raises:
-            LogError: it was not acknowledged; ``details["job_id"]`` has the id with which to try again.
+            LogError, BlobsUnavailable: it was not acknowledged; ``details["job_id"]`` has the id with which to try
+                again.
             Conflict: another job has its id, its unique key or its idempotency key.
             ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
         """
         if prepared.unique is not None:
             await self.require_rules([prepared.partition])
+        prepared = await self.stored(prepared)
         if prepared.keyed:
             await self._not_at_home_elsewhere(prepared)
         place = await append_line(self._deps, prepared.job, prepared.partition, prepared.line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -27,7 +27,7 @@ from penstock.api.http import (
 )
 from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
-from penstock.api.lookup import shown_job, unknown_job
+from penstock.api.lookup import find_job, shown_job, unknown_job, whole_body
 from penstock.api.models import History, HistoryQuery, JobQuery, ReadQuery, decode_job
 from penstock.client.enqueued import time_ms
 from penstock.client.requests import JobRequest, Moment
@@ -47,7 +47,7 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 async def create_job(request: Request) -> Response:
     deps = deps_of(request)
     check_media_type(request, JSON)
-    body = await read_body(request, deps.options.job_max_bytes)
+    body = await read_body(request, deps.job_max_bytes)
     asked, hashed = decode_job(body)
     asked = with_key(asked, idempotency_key(request))
     intake = Intake(deps)
@@ -88,7 +88,14 @@ async def get_result(request: Request) -> Response:
     job = await _asked_for(request)
     if job.state not in WITH_RESULT:
         raise Conflict(f"the job is {job.state}: it has no result", job_id=job.id, job_state=job.state)
-    return JsonAnswer(bytes(cast("Any", job.result)), 200, None)
+    return JsonAnswer(await whole_body(deps_of(request), job, job.result), 200, None)
+
+
+async def get_payload(request: Request) -> Response:
+    deps = deps_of(request)
+    await wait_for(request, deps, query(request, ReadQuery))
+    job = await find_job(deps, str(request.path_params["id"]))
+    return JsonAnswer(await whole_body(deps, job, job.payload), 200, None)
 
 
 async def _asked_for(request: Request) -> JobView:
@@ -230,6 +237,17 @@ OPERATIONS = (
         headers=READ_HEADERS,
         answers={200: Answer("The result.", Any)},
         problems=(404, 409, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs/{id}/payload",
+        endpoint=get_payload,
+        summary="A job's payload, also one that lies beside the log",
+        tag="jobs",
+        query=ReadQuery,
+        headers=READ_HEADERS,
+        answers={200: Answer("The payload.", Any)},
+        problems=(404, 422, 503),
     ),
     Operation(
         method="GET",

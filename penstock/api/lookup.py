@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from msgspec import Raw
+
 from penstock.api.deps import ApiDeps
 from penstock.api.intake import TENANT
 from penstock.projections.port import JobView
-from penstock.schemas.errors import JobDeleted, JobForgotten, JobNotFound
+from penstock.schemas.claims import claim_of
+from penstock.schemas.errors import ClaimsOff, JobDeleted, JobForgotten, JobNotFound
 from penstock.schemas.ids import partition_of
 from penstock.schemas.position import Position
 
@@ -34,6 +39,22 @@ async def find_job(deps: ApiDeps, job_id: str) -> JobView:
             raise
         await deps.read_model.wait({partition: Position(partition, end - 1, 0)}, deps.options.verdict_wait_ms)
     return await shown_job(deps, job_id)
+
+
+async def whole_body(deps: ApiDeps, job: JobView, body: Raw) -> bytes:
+    """A body of a job as JSON, fetched from where it lies if it has a claim in its place.
+
+    Raises:
+        ClaimMissing, ClaimDamaged: it is not there as it was written.
+        ClaimsOff, BlobsUnavailable: it cannot be fetched.
+    """
+    raw = bytes(cast("Any", body))
+    claim = claim_of(raw)
+    if claim is None:
+        return raw
+    if deps.claims is None:
+        raise ClaimsOff(job_id=job.id)
+    return await deps.claims.read(job.tenant, job.id, claim)
 
 
 def unknown_job(job_id: str) -> JobNotFound:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec import Raw
@@ -28,10 +28,11 @@ from penstock.api.gateway_models import (
 from penstock.api.remote_worker import RemoteWorker, partition_of_lease
 from penstock.client.requests import invalid_field
 from penstock.projections.port import VerdictView
-from penstock.schemas.errors import LeaseLost, LogError, ReadBehind, ReadModelUnavailable
+from penstock.schemas.errors import BlobsUnavailable, LeaseLost, LogError, ReadBehind, ReadModelUnavailable
 from penstock.schemas.events import NULL, Failed, JobError, Progressed, Returned, Snoozed, Succeeded
 from penstock.schemas.ids import partition_of
 from penstock.schemas.limits import (
+    CLAIM_ABOVE_BYTES,
     MAX_CHECKPOINT_BYTES,
     MAX_ERROR_DETAILS_BYTES,
     MAX_ERROR_MESSAGE_CHARS,
@@ -92,8 +93,9 @@ class Reports:
             return _invalid(raw, error)
         try:
             async with asyncio.timeout(WRITE_S):
+                line = await self._stored(line)
                 return Written(line, await self._write(partition, line))
-        except (LogError, TimeoutError) as error:
+        except (LogError, BlobsUnavailable, TimeoutError) as error:
             message = str(error) or "the log has not acknowledged it in time"
             return ReportItem(job=line.job, lease=line.lease, outcome="unknown", message=message)
 
@@ -103,6 +105,17 @@ class Reports:
         if partition is None or partition != partition_of(line.job, partitions):
             raise Invalid("lease: not a lease of this job")
         return partition
+
+    async def _stored(self, line: Line) -> Line:
+        """The same, with a claim in the place of a result that is too large for the log."""
+        claims = self._deps.claims
+        if claims is None or not isinstance(line, Succeeded):
+            return line
+        result = bytes(cast("Any", line.result))
+        if len(result) <= CLAIM_ABOVE_BYTES:
+            return line
+        claim = await claims.keep(line.tenant, line.job, result)
+        return msgspec.structs.replace(line, result=Raw(claim))
 
     async def _write(self, partition: int, line: Line) -> Position:
         """Through the session if it holds the lease, so that heartbeats name it until it is written."""
@@ -152,7 +165,9 @@ class Reports:
             case ProgressedReport():
                 return self._progressed(report, common)
             case SucceededReport():
-                return _succeeded(report, common)
+                claims = self._deps.claims
+                most_bytes = MAX_RESULT_BYTES if claims is None else claims.max_bytes
+                return _succeeded(report, common, most_bytes)
             case FailedReport():
                 return Failed(
                     id=f"{report.lease}.f",
@@ -193,12 +208,12 @@ class Reports:
         return seqs[lease]
 
 
-def _succeeded(report: SucceededReport, common: dict[str, Any]) -> Succeeded | Failed:
+def _succeeded(report: SucceededReport, common: dict[str, Any], most_bytes: int) -> Succeeded | Failed:
     result = NULL if report.result is None else Raw(_encode(report.result))
     size = len(bytes(result))
     run_ms = report.run_ms or 0
-    if size > MAX_RESULT_BYTES:
-        message = f"the result has {size} bytes, at most {MAX_RESULT_BYTES} are kept"
+    if size > most_bytes:
+        message = f"the result has {size} bytes, at most {most_bytes} are kept"
         error = JobError(code="result_too_large", message=message, retryable=False)
         return Failed(id=f"{report.lease}.f", error=error, run_ms=run_ms, **common)
     errors = within_a_line(_error(error, retryable=False) for error in report.errors)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from penstock.cli.opening import log_of
+from penstock.cli.opening import claims_of, log_of
 from penstock.cli.roles import Part, Service
 from penstock.cli.settings import Settings
 from penstock.client.idgen import new_id
@@ -199,6 +199,7 @@ async def start_api(
         generation=namespace.generation,
         made_with=namespace.rules,
         archive=log.archive if isinstance(log, ArchivedLog) else None,
+        claims=claims_of(settings),
     )
     operations = await stack.enter_async_context(OperationWorker(deps, process_name(settings)))
     service = ApiService(create_app(deps), host=settings.host, port=settings.port)

@@ -241,6 +241,14 @@ def result(
         cli.printer.value(client.result(job, wait_timeout_ms))
 
 
+@jobs_app.command()
+def payload(ctx: typer.Context, job: JobIdArgument, server: Server = None) -> None:
+    """Print a job's payload, as JSON, also one that lies beside the log."""
+    cli = cli_of(ctx, None, server=server)
+    with cli.client() as client:
+        cli.printer.value(client.payload(job))
+
+
 def print_job(cli: Cli, job: Json) -> None:
     """A job's fields that say something, and its errors."""
     if cli.printer.json:

@@ -19,6 +19,7 @@ import typer
 from penstock.cli import (
     archive_commands,
     audit_commands,
+    claim_commands,
     event_commands,
     job_commands,
     leaving,
@@ -49,6 +50,7 @@ for module in (role_commands, job_commands, event_commands, log_commands, verify
     module.register(app)
 app.add_typer(archive_commands.app, name="archive")
 app.add_typer(audit_commands.app, name="audit")
+app.add_typer(claim_commands.app, name="claims")
 app.add_typer(operation_commands.app, name="operations")
 app.add_typer(quarantine_commands.app, name="quarantine")
 app.add_typer(rules_commands.app, name="rules")

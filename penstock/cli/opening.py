@@ -19,6 +19,7 @@ from penstock.schemas.errors import NotFound, SettingsInvalid, StoreLocked
 
 if TYPE_CHECKING:
     from penstock.log.archive import Archive
+    from penstock.log.claims import ClaimStore
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,16 @@ def archive_of(settings: Settings) -> Archive:
     if not settings.archive:
         raise SettingsInvalid("there is no archive: PENSTOCK_ARCHIVE is a folder or s3://bucket/prefix")
     return Archive(open_blobs(settings.archive), settings.topics.jobs)
+
+
+def claims_of(settings: Settings) -> ClaimStore | None:
+    """The store of bodies that are too large for the log; None where there is none."""
+    if not settings.claims_url:
+        return None
+    from penstock.log.blobs import open_blobs
+    from penstock.log.claims import ClaimStore
+
+    return ClaimStore(open_blobs(settings.claims_url), settings.claim_max_bytes)
 
 
 def _live_log(settings: Settings, on_fatal: Callable[[BaseException], None] | None) -> Log:

@@ -21,7 +21,13 @@ from penstock.client.calls import DEFAULT_SERVER
 from penstock.core.job import MAX_VERB_AGE_MS, TERMINAL
 from penstock.schemas.errors import SettingsInvalid
 from penstock.schemas.ids import NAME_PATTERN
-from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES
+from penstock.schemas.limits import (
+    DEFAULT_CLAIM_BYTES,
+    DEFAULT_PAYLOAD_BYTES,
+    MAX_CLAIM_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_RESULT_BYTES,
+)
 from penstock.schemas.topics import Topics
 
 ENV_PREFIX = "PENSTOCK_"
@@ -102,6 +108,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
     """Origins whose pages may call the API from a browser."""
     max_payload_bytes: int = Field(DEFAULT_PAYLOAD_BYTES, ge=1, le=MAX_PAYLOAD_BYTES)
+    """Larger payloads lie beside the log, where ``claims`` says; without that they are refused."""
+    claims: str = ""
+    """Where payloads and results lie that are too large for the log: a folder or the address of a bucket. Empty is a
+    folder beside an embedded log, and nowhere on a cluster."""
+    claim_max_bytes: int = Field(DEFAULT_CLAIM_BYTES, ge=MAX_RESULT_BYTES, le=MAX_CLAIM_BYTES)
 
     name: str = Field("", max_length=200)
     """Name of this process among its like; empty makes one from host and process id."""
@@ -254,6 +265,11 @@ class Settings(BaseSettings):
     def embedded_path(self) -> Path:
         """Folder of the embedded log."""
         return Path(self.log_url.removeprefix(EMBEDDED))
+
+    @property
+    def claims_url(self) -> str:
+        """The store of large bodies, with the default filled in; empty where there is none."""
+        return self.claims or (str(self.embedded_path / "claims") if self.is_embedded else "")
 
     @property
     def topics(self) -> Topics:

@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from penstock.cli.composition import OpenedLog
+from penstock.cli.opening import claims_of
 from penstock.cli.roles import request_stop
 from penstock.cli.settings import Settings
 from penstock.workers.app import App
+from penstock.workers.bodies import StoredBodies
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.transport import Transport
@@ -25,14 +27,14 @@ async def start_log_worker(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App
 ) -> Worker:
     """Run ``tasks`` on the log. The process ends when the worker is told to leave."""
-    return await _start_alone(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks)
+    return await _start_alone(stack, settings, _on_log(settings, opened), tasks)
 
 
 async def start_dev_worker(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, tasks: App
 ) -> Worker:
     """Run ``tasks`` beside everything else. When the worker is told to leave it takes no more, and the rest goes on."""
-    return await _start(stack, settings, LogTransport(opened.log, opened.namespace.topics), tasks, DEV_WORKER)
+    return await _start(stack, settings, _on_log(settings, opened), tasks, DEV_WORKER)
 
 
 async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: App) -> Worker:
@@ -41,6 +43,12 @@ async def start_http_worker(stack: AsyncExitStack, settings: Settings, tasks: Ap
     from penstock.workers.http_transport import HttpTransport
 
     return await _start_alone(stack, settings, HttpTransport(settings.server), tasks)
+
+
+def _on_log(settings: Settings, opened: OpenedLog) -> LogTransport:
+    claims = claims_of(settings)
+    bodies = None if claims is None else StoredBodies(claims)
+    return LogTransport(opened.log, opened.namespace.topics, bodies)
 
 
 async def _start_alone(stack: AsyncExitStack, settings: Settings, transport: Transport, tasks: App) -> Worker:

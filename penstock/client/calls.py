@@ -182,6 +182,18 @@ class Calls:
             yield from self.wait(job_id, timeout_ms)
         return (yield from self._read(f"{_job_path(job_id)}/result"))
 
+    def payload(self, job_id: str) -> Generator[Any, Any, Any]:
+        """See :meth:`penstock.client.http.Client.payload`."""
+        return (yield from self._read(f"{_job_path(job_id)}/payload"))
+
+    def sweep_claims(self, older_than_ms: int, dry_run: bool) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.sweep_claims`."""
+        return (
+            yield from self._asked(
+                f"{API}/claims/sweep", {"older_than_ms": older_than_ms, "dry_run": dry_run}
+            )
+        )
+
     def history_page(self, job_id: str, cursor: str = "") -> Generator[Any, Any, Json]:
         """One page of a job's history."""
         return (yield from self._read(f"{_job_path(job_id)}/history", cursor=cursor))

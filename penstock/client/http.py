@@ -150,6 +150,14 @@ class Client:
         """
         return self._run(self._calls.result(job_id, timeout_ms))
 
+    def payload(self, job_id: str) -> Any:
+        """The job's payload, wherever it lies."""
+        return self._run(self._calls.payload(job_id))
+
+    def sweep_claims(self, older_than_ms: int = 7 * 86_400_000, *, dry_run: bool = True) -> Json:
+        """Find large bodies that belong to no job any more, and take them away unless ``dry_run``."""
+        return self._run(self._calls.sweep_claims(older_than_ms, dry_run))
+
     def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> Iterator[Json]:
         """Jobs, newest first, read page by page; empty filters do not filter."""
         cursor = ""

@@ -120,6 +120,14 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.result`."""
         return await self._run(self._calls.result(job_id, timeout_ms))
 
+    async def payload(self, job_id: str) -> Any:
+        """As :meth:`~penstock.client.http.Client.payload`."""
+        return await self._run(self._calls.payload(job_id))
+
+    async def sweep_claims(self, older_than_ms: int = 7 * 86_400_000, *, dry_run: bool = True) -> Json:
+        """As :meth:`~penstock.client.http.Client.sweep_claims`."""
+        return await self._run(self._calls.sweep_claims(older_than_ms, dry_run))
+
     async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
         """As :meth:`~penstock.client.http.Client.jobs`."""
         cursor = ""

@@ -73,6 +73,10 @@ class JobView(Struct, frozen=True, kw_only=True):
     enqueued_event: str
     """Id of the event that it began with: what a verb's ``of`` has to name."""
     unique: UniqueView | None = None
+    payload_url: str | None = None
+    """Where the payload lies beside the log: then ``payload`` is only its claim, size and hash."""
+    result_url: str | None = None
+    """As ``payload_url``, of the result."""
     position: str
 
 

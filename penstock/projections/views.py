@@ -14,6 +14,7 @@ from penstock.core.job import LEASE_ENDS, Applied, Job, Place, apply
 from penstock.core.partition import Folded
 from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, ProgressView, UniqueView
 from penstock.schemas import events as ev
+from penstock.schemas.claims import claim_of, payload_url, result_url
 from penstock.schemas.position import Position, generation_of, unpack
 
 SHOWN_ERRORS = 20
@@ -102,6 +103,8 @@ def job_view(
         cancel_requested=bool(job.cancel),
         enqueued_event=job.enqueued_id,
         unique=_unique_view(job),
+        payload_url=payload_url(job.id) if bodies.payload and claim_of(bodies.payload) else None,
+        result_url=result_url(job.id) if bodies.result and claim_of(bodies.result) else None,
         position=str(unpack(partition, seen)),
     )
 

@@ -237,7 +237,7 @@ class HistoryChanged(LogError):
 
 
 class BlobsUnavailable(PenstockError):
-    """The store of snapshots or archives does not answer."""
+    """The store of large bodies, snapshots or archives does not answer."""
 
     code = "blobs_unavailable"
     status = 503
@@ -250,6 +250,30 @@ class BlobMissing(PenstockError):
     code = "blob_missing"
     status = 404
     exit_code = 4
+
+
+class ClaimMissing(PenstockError):
+    """A body that lies beside the log is not in its store."""
+
+    code = "claim_missing"
+    status = 404
+    exit_code = 4
+
+
+class ClaimDamaged(PenstockError):
+    """A body that lies beside the log is not what was written."""
+
+    code = "claim_damaged"
+    status = 500
+    exit_code = 7
+
+
+class ClaimsOff(PenstockError):
+    """A body lies beside the log, and this process was not told where: PENSTOCK_CLAIMS says it."""
+
+    code = "claims_off"
+    status = 503
+    exit_code = 2
 
 
 class SnapshotDamaged(PenstockError):

@@ -17,6 +17,14 @@ MAX_DEPTH = 64
 MAX_PAYLOAD_BYTES = 256 * 1024
 DEFAULT_PAYLOAD_BYTES = 64 * 1024
 MAX_RESULT_BYTES = 256 * 1024
+"""On a line of the log. Where there is a store for larger bodies, what is beyond these lies there."""
+
+CLAIM_ABOVE_BYTES = 64 * 1024
+"""Where there is such a store, results larger than this go to it."""
+DEFAULT_CLAIM_BYTES = 16 * 1024 * 1024
+MAX_CLAIM_BYTES = 1024 * 1024 * 1024
+"""A body in that store."""
+
 MAX_CHECKPOINT_BYTES = 128 * 1024
 MAX_ERROR_DETAILS_BYTES = 16 * 1024
 MAX_ERROR_MESSAGE_CHARS = 2_000

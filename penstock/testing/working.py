@@ -17,6 +17,7 @@ from penstock.schemas.errors import LeaseLost
 from penstock.schemas.messages import Delivery
 from penstock.testing.instant import LEASE_MS, WORKER, InstantLog
 from penstock.workers.app import App
+from penstock.workers.bodies import InlineBodies
 from penstock.workers.dependencies import Overrides
 from penstock.workers.lease import HeldLease
 from penstock.workers.runtime import Worker
@@ -44,6 +45,7 @@ class InstantTransport:
     """See :class:`penstock.workers.transport.Transport`: outcomes stand on the log when they are told."""
 
     def __init__(self, log: InstantLog, planned: Planned) -> None:
+        self.bodies = InlineBodies()
         self._log = log
         self._planned = planned
         self._recipient: Recipient | None = None

@@ -16,11 +16,14 @@ import threading
 import time
 from typing import Any, BinaryIO
 
+import msgspec
 from msgspec import Raw
 
 from penstock.schemas.codec import encode_line
 from penstock.schemas.errors import LeaseLost, PenstockError
-from penstock.schemas.events import NULL, Progressed
+from penstock.schemas.events import NULL, Progressed, Succeeded
+from penstock.schemas.limits import CLAIM_ABOVE_BYTES
+from penstock.workers.bodies import PassedOn
 from penstock.workers.errors import AppInvalid
 from penstock.workers.lease import HeldLease
 from penstock.workers.loading import load_apps
@@ -65,6 +68,7 @@ class PipeTransport:
     """See :class:`penstock.workers.transport.Transport`: one lease at a time, from the parent."""
 
     def __init__(self, outbox: Outbox) -> None:
+        self.bodies = PassedOn()
         self._outbox = outbox
         self._recipient: Recipient | None = None
         self._waiting: dict[int, asyncio.Future[None]] = {}
@@ -97,8 +101,12 @@ class PipeTransport:
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if lease is self.held and not lease.line:
+            result = NULL
+            if isinstance(event, Succeeded) and len(event.result) > CLAIM_ABOVE_BYTES:
+                # Larger than a line may be, perhaps: it travels by itself.
+                result, event = event.result, msgspec.structs.replace(event, result=NULL)
             lease.line = encode_line(event)
-            self._outbox.send(Ended(Raw(lease.line)))
+            self._outbox.send(Ended(Raw(lease.line), result))
 
     async def progress(self, lease: HeldLease, event: Progressed) -> None:
         self._number += 1

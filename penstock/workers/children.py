@@ -14,12 +14,14 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any, cast
 
 from penstock.schemas.codec import decode_line
 from penstock.schemas.errors import LeaseLost
+from penstock.schemas.events import NULL
 from penstock.workers.errors import AppInvalid
 from penstock.workers.groups import exited, kill_group, start_group
-from penstock.workers.outcome import Errored, Outcome, StopReason, job_error, outcome_of
+from penstock.workers.outcome import Done, Errored, Outcome, StopReason, job_error, outcome_of
 from penstock.workers.pipes import (
     MAX_LINE_BYTES,
     Begin,
@@ -129,8 +131,11 @@ class Child:
         try:
             while True:
                 match await self._receive():
-                    case Ended(line):
-                        return outcome_of(decode_line(bytes(line)))
+                    case Ended(line, result):
+                        outcome = outcome_of(decode_line(bytes(line)))
+                        if isinstance(outcome, Done) and len(result) > len(NULL):
+                            return outcome._replace(result=bytes(cast("Any", result)))
+                        return outcome
                     case Told() as told:
                         await self._keep(told, run, reporter)
                     case Logged() as logged:

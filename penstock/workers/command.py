@@ -25,7 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.client.requests import JobOptions
-from penstock.schemas.limits import MAX_RESULT_BYTES
+from penstock.schemas.limits import DEFAULT_CLAIM_BYTES
 from penstock.workers.app import AnyTask
 from penstock.workers.context import Context
 from penstock.workers.errors import HandlerError, NonRetryable, TaskInvalid
@@ -80,7 +80,7 @@ class _Command:
         assert process.stdout is not None
         assert process.stderr is not None
         writing = asyncio.create_task(_write(process.stdin, msgspec.json.encode(payload)))
-        reading = asyncio.create_task(_read_most(process.stdout, MAX_RESULT_BYTES + 1))
+        reading = asyncio.create_task(_read_most(process.stdout, DEFAULT_CLAIM_BYTES + 1))
         logging = asyncio.create_task(_log_lines(process.stderr, ctx))
         try:
             code = await exited(process)
@@ -131,9 +131,9 @@ class _Command:
         return kind(message, code=f"exit_{code}", details=details)
 
     def _result(self, printed: bytes) -> Any:
-        if len(printed) > MAX_RESULT_BYTES:
+        if len(printed) > DEFAULT_CLAIM_BYTES:
             raise NonRetryable(
-                f"{self._program} printed more than the {MAX_RESULT_BYTES} bytes that are kept",
+                f"{self._program} printed more than the {DEFAULT_CLAIM_BYTES} bytes that are kept",
                 code="result_too_large",
             )
         if self._prints == "text":

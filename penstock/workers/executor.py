@@ -20,13 +20,32 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import msgspec
+from msgspec import Raw
+
+from penstock.schemas.claims import Claim, claim_of
+from penstock.schemas.errors import BlobsUnavailable, ClaimDamaged, ClaimMissing, PenstockError
+from penstock.schemas.limits import CLAIM_ABOVE_BYTES
 from penstock.workers.arguments import PayloadMismatch
 from penstock.workers.around import Around
 from penstock.workers.backlog import Backlog
+from penstock.workers.bodies import Bodies
 from penstock.workers.children import Children
 from penstock.workers.context import Context, job_fields
 from penstock.workers.lease import HeldLease
-from penstock.workers.outcome import Outcome, StopReason, field_errors, permanent, resolve, stopped
+from penstock.workers.outcome import (
+    Done,
+    Errored,
+    Outcome,
+    StopReason,
+    field_errors,
+    job_error,
+    permanent,
+    resolve,
+    result_too_large,
+    returned_value,
+    stopped,
+)
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.run import Run
 from penstock.workers.task import Task
@@ -65,13 +84,14 @@ class Executor:
         tasks: by job type.
         around: calls handlers that something is done around.
         children: runs those that have a process of their own.
+        bodies: where payloads and results are that are too large for the log.
         settle: told the outcome of every lease that was started, once.
         measure: told the type and the run time in ms of every handler that ended by itself.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task[..., Any]], concurrency: int, reporter: ProgressReporter, *,
-        around: Around, children: Children, settle: Settle, measure: Callable[[str, float], None],
+        around: Around, children: Children, bodies: Bodies, settle: Settle, measure: Callable[[str, float], None],
         now_ms: Callable[[], float], wall_ms: Callable[[], int],
     ) -> None:  # fmt: skip
         self.backlog = Backlog(limits_of(tasks, concurrency))
@@ -82,6 +102,7 @@ class Executor:
         self._reporter = reporter
         self._around = around
         self._children = children
+        self._bodies = bodies
         self._settle = settle
         self._measure = measure
         self._now_ms = now_ms
@@ -260,8 +281,13 @@ class Executor:
         """Run one job to its end; returns when that was."""
         task = self._tasks[lease.delivery.job_type]
         lease.started_ms = self.started_ms = now_ms
+        payload = bytes(lease.delivery.payload)
+        if (claim := claim_of(payload)) is not None:
+            if not await self._bring(lease, runner, claim):
+                return self._now_ms()
+            payload = bytes(lease.delivery.payload)
         try:
-            kwargs = task.arguments.read(bytes(lease.delivery.payload))
+            kwargs = task.arguments.read(payload)
         except PayloadMismatch as error:
             return self._not_run(lease, field_errors(error.problems), now_ms)
         except Exception as error:  # noqa: BLE001 - a validator of the user's own may raise anything
@@ -273,15 +299,51 @@ class Executor:
         failure: BaseException | None = None
         try:
             value = await self._call(run, task, kwargs)
+            if value is not None and run.stop is None:
+                value = returned_value(value, self._bodies.max_result_bytes)
+                if type(value) is Done and len(value.result) > CLAIM_ABOVE_BYTES:
+                    value = await self._take_away(lease, value)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
             failure = error
         now_ms = self._now_ms()
         self._end(run, value, failure, now_ms)
-        if isinstance(failure, KeyboardInterrupt | GeneratorExit) or (
-            self._closing and isinstance(failure, asyncio.CancelledError)
-        ):
+        if failure is not None and self._ends_runner(failure):
             raise failure
         return now_ms
+
+    def _ends_runner(self, failure: BaseException) -> bool:
+        return isinstance(failure, KeyboardInterrupt | GeneratorExit) or (
+            self._closing and isinstance(failure, asyncio.CancelledError)
+        )
+
+    async def _bring(self, lease: HeldLease, runner: asyncio.Task[None], claim: Claim) -> bool:
+        """Fetch a payload that lies beside the log; false if that was the end of the attempt."""
+        run = self.runs[lease] = Run(lease, runner)
+        try:
+            payload = await self._bodies.payload(lease.delivery, claim)
+        except PenstockError as error:
+            retryable = not isinstance(error, ClaimMissing | ClaimDamaged)
+            failure = Errored(job_error(error.code, error.message, None, retryable=retryable))
+            self._end(run, failure, None, self._now_ms())
+            return False
+        except BaseException as error:
+            self._end(run, None, error, self._now_ms())
+            if self._ends_runner(error):
+                raise
+            return False
+        del self.runs[lease]
+        lease.delivery = msgspec.structs.replace(lease.delivery, payload=Raw(payload))
+        return True
+
+    async def _take_away(self, lease: HeldLease, done: Done) -> Outcome:
+        """The same outcome with a result that the log has room for."""
+        most_bytes = self._bodies.max_result_bytes
+        if len(done.result) > most_bytes:
+            return result_too_large(len(done.result), most_bytes)
+        try:
+            return done._replace(result=await self._bodies.result(lease.delivery, done.result))
+        except BlobsUnavailable as error:
+            return Errored(job_error(error.code, error.message, None, retryable=True))
 
     def _not_run(self, lease: HeldLease, outcome: Outcome, now_ms: float) -> float:
         lease.ended_ms = now_ms

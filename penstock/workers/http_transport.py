@@ -19,9 +19,20 @@ import msgspec
 from msgspec import Raw
 
 from penstock.log.supervision import supervise, tell
-from penstock.schemas.errors import Conflict, InvalidField, LeaseLost, ServerUnreachable
+from penstock.schemas.claims import Claim, payload_url
+from penstock.schemas.errors import (
+    ClaimDamaged,
+    ClaimMissing,
+    Conflict,
+    InvalidField,
+    LeaseLost,
+    ServerUnreachable,
+)
 from penstock.schemas.events import Progressed
+from penstock.schemas.limits import DEFAULT_CLAIM_BYTES
+from penstock.schemas.messages import Delivery
 from penstock.workers import http_protocol as protocol
+from penstock.workers.bodies import Bodies
 from penstock.workers.hub import monotonic_ms
 from penstock.workers.lease import HeldLease
 from penstock.workers.memory import FinishedLeases
@@ -36,6 +47,8 @@ FIRST_PAUSE_MS = 100
 LONGEST_PAUSE_MS = 5_000
 ANSWER_S = 30.0
 """How long a server may take to answer, the waiting that it was asked for aside."""
+FETCH_BODY_S = 120.0
+"""As ``ANSWER_S``, for a payload that lies beside the log."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +109,35 @@ class HttpTransport:
         self._heard_ms = math.inf
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
+
+    # Bodies, see penstock.workers.bodies
+
+    @property
+    def bodies(self) -> Bodies:
+        return self
+
+    @property
+    def max_result_bytes(self) -> int:
+        """The server has the last word; this is how much it can be told."""
+        return DEFAULT_CLAIM_BYTES
+
+    async def payload(self, delivery: Delivery, claim: Claim) -> bytes:
+        """From the server."""
+        try:
+            response = await self._http.get(payload_url(delivery.job), timeout=FETCH_BODY_S)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(error) from error
+        if response.status_code == ClaimMissing.status:
+            raise ClaimMissing(f"the server has no payload of job {delivery.job}")
+        if response.status_code != 200:
+            raise ServerUnreachable(f"the server answered {response.status_code} for a payload")
+        if len(response.content) != claim.size_bytes:
+            raise ClaimDamaged(f"the server's payload of job {delivery.job} has another size than its claim")
+        return response.content
+
+    async def result(self, delivery: Delivery, result: bytes) -> bytes:
+        """The server takes it away, if that has to be."""
+        return result
 
     # Transport
 
@@ -363,14 +405,16 @@ class HttpTransport:
                 timeout=httpx.Timeout(ANSWER_S + wait_s, connect=10.0),
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServerUnreachable(
-                f"the server does not answer: {str(error) or type(error).__name__}"
-            ) from error
+            raise _unreachable(error) from error
         if response.status_code >= 500:
             raise ServerUnreachable(f"the server answered {response.status_code}")
         if response.status_code >= 400:
             raise Refused(response.status_code, response.text[:500])
         return response.content
+
+
+def _unreachable(error: Exception) -> ServerUnreachable:
+    return ServerUnreachable(f"the server does not answer: {str(error) or type(error).__name__}")
 
 
 def _decoded(decode: Callable[[bytes], Any], answer: bytes) -> Any:

@@ -7,6 +7,7 @@ import asyncio
 from penstock.log.port import Log
 from penstock.schemas.events import Progressed
 from penstock.schemas.topics import Topics
+from penstock.workers.bodies import Bodies, InlineBodies
 from penstock.workers.hub import SessionHub
 from penstock.workers.lease import HeldLease
 from penstock.workers.session import Session
@@ -14,9 +15,13 @@ from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
 
 
 class LogTransport:
-    """See :class:`penstock.workers.transport.Transport`. The log is the caller's; its topics exist."""
+    """See :class:`penstock.workers.transport.Transport`. The log is the caller's; its topics exist.
 
-    def __init__(self, log: Log, topics: Topics) -> None:
+    ``bodies``: where large ones are; None is nowhere.
+    """
+
+    def __init__(self, log: Log, topics: Topics, bodies: Bodies | None = None) -> None:
+        self.bodies = bodies or InlineBodies()
         self._hub = SessionHub(log, topics)
         self._session: Session | None = None
         self._entered = False

@@ -183,32 +183,35 @@ def timed_out(detail: str) -> Errored:
 # What a handler returned
 
 
-def returned_value(value: Any) -> Outcome:
-    """A result, or the failure of one that cannot be kept."""
+def returned_value(value: Any, most_bytes: int = MAX_RESULT_BYTES) -> Outcome:
+    """A result, or the failure of one that cannot be kept: with more than ``most_bytes``, for one."""
     if value is None:
         return _NOTHING
     if type(value) in _SAID:
-        return _said(value)
+        return _said(value, most_bytes)
     if type(value) in _OUTCOMES:
         return value
     try:
         result = to_json(value)
     except (TypeError, ValueError, RecursionError) as error:
         return permanent("invalid_result", f"the handler's result cannot be said in JSON: {error}")
-    if len(result) > MAX_RESULT_BYTES:
-        return permanent(
-            "result_too_large", f"the result has {len(result)} bytes, at most {MAX_RESULT_BYTES} are kept"
-        )
+    if len(result) > most_bytes:
+        return result_too_large(len(result), most_bytes)
     if too_deep(result):
         return permanent("invalid_result", f"the result is nested deeper than {MAX_BODY_DEPTH}")
     return Done(result)
+
+
+def result_too_large(size_bytes: int, most_bytes: int) -> Errored:
+    """The failure of a result that is not kept."""
+    return permanent("result_too_large", f"the result has {size_bytes} bytes, at most {most_bytes} are kept")
 
 
 _SAID = frozenset({Retry, Snooze, Cancel, Partial})
 _OUTCOMES = frozenset({Done, Errored, GivenBack, PutOff, Dropped})
 
 
-def _said(value: Retry | Snooze | Cancel | Partial) -> Outcome:
+def _said(value: Retry | Snooze | Cancel | Partial, most_bytes: int) -> Outcome:
     """What a handler says of its attempt, within the limits of the log."""
     match value:
         case Retry():
@@ -219,7 +222,7 @@ def _said(value: Retry | Snooze | Cancel | Partial) -> Outcome:
         case Cancel():
             return GivenBack(_reason(value.reason), cancel=True)
         case Partial():
-            outcome = returned_value(value.result)
+            outcome = returned_value(value.result, most_bytes)
             if not isinstance(outcome, Done) or not value.errors:
                 return outcome
             errors = [

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from penstock.schemas.events import NULL
 from penstock.schemas.messages import Delivery
 from penstock.workers.outcome import StopReason
 
@@ -74,9 +75,10 @@ class Told(Struct, frozen=True, kw_only=True, tag="told"):
 
 
 class Ended(Struct, frozen=True, tag="ended"):
-    """The job's attempt has ended: the line that says how, as for the jobs log."""
+    """The job's attempt has ended: the line that says how, as for the jobs log. A large ``result`` goes beside it."""
 
     line: Raw
+    result: Raw = NULL
 
 
 class Logged(Struct, frozen=True, kw_only=True, tag="logged"):

@@ -117,7 +117,8 @@ class Worker:
         around = Around({name: self._app.middleware_of(name) for name in self._tasks}, self._dependencies)
         self._executor = Executor(
             self._tasks, self.profile.concurrency, self._reporter, around=around, children=self._children,
-            settle=self._settle, measure=self._measure, now_ms=self._now_ms, wall_ms=self._wall_ms,
+            bodies=self._transport.bodies, settle=self._settle, measure=self._measure,
+            now_ms=self._now_ms, wall_ms=self._wall_ms,
         )  # fmt: skip
         self._executor.start()
         try:

@@ -17,6 +17,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from penstock.schemas.events import Failed, Progressed, Returned, Snoozed, Succeeded
+from penstock.workers.bodies import Bodies
 from penstock.workers.lease import HeldLease
 
 OutcomeEvent = Succeeded | Failed | Returned | Snoozed
@@ -62,6 +63,11 @@ class Recipient(Protocol):
 
 class Transport(Protocol):
     """Brings leases to a recipient and takes their outcomes."""
+
+    @property
+    def bodies(self) -> Bodies:
+        """Where payloads and results are that are too large for the log."""
+        ...
 
     @property
     def failure(self) -> asyncio.Future[None]:

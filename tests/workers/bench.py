@@ -8,14 +8,17 @@ from typing import Any
 
 from penstock.schemas.messages import Delivery
 from penstock.workers.app import AnyTask
+from penstock.workers.bodies import Bodies
 from penstock.workers.runtime import Worker
 from penstock.workers.runtimes import MEASURED_FROM
 from tests.workers.fakes import FakeTransport, delivery
 
 
 @asynccontextmanager
-async def running(*tasks: AnyTask, **options: Any) -> AsyncIterator[tuple[FakeTransport, Worker]]:
-    transport = FakeTransport()
+async def running(
+    *tasks: AnyTask, bodies: Bodies | None = None, **options: Any
+) -> AsyncIterator[tuple[FakeTransport, Worker]]:
+    transport = FakeTransport(bodies)
     options.setdefault("grace_ms", 0)
     async with Worker(tasks, transport, **options) as worker:
         yield transport, worker

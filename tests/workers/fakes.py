@@ -25,6 +25,7 @@ from penstock.schemas.messages import (
     encode_messages,
 )
 from penstock.schemas.topics import BROADCAST, Topics
+from penstock.workers.bodies import Bodies, InlineBodies
 from penstock.workers.lease import HeldLease
 from penstock.workers.session import Session
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
@@ -51,7 +52,8 @@ def delivery(lease: str = "0.1.1", *, worker: str = "w", payload: object = None,
 class FakeTransport:
     """Hands the test's deliveries to a worker and keeps what comes back."""
 
-    def __init__(self) -> None:
+    def __init__(self, bodies: Bodies | None = None) -> None:
+        self.bodies = bodies or InlineBodies()
         self.outcomes: dict[str, OutcomeEvent] = {}
         self.order: list[str] = []
         self.told: list[Progressed] = []

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.schemas.limits import MAX_RESULT_BYTES
+from penstock.schemas.limits import DEFAULT_CLAIM_BYTES
 from penstock.workers.command import command_task, parse_commands
 from penstock.workers.errors import TaskInvalid
 from penstock.workers.groups import start_group
@@ -61,7 +61,7 @@ async def test_it_is_told_what_it_runs_for(tmp_path: Path) -> None:
         ("exit 4", "exit_4", False, "exit code 4"),
         ("kill -SEGV $$", "signal_SIGSEGV", True, "killed by SIGSEGV"),
         ("echo '{'", "invalid_result", False, "what is not JSON"),
-        (f"head -c {MAX_RESULT_BYTES + 5} /dev/zero", "result_too_large", False, "more than the"),
+        (f"head -c {DEFAULT_CLAIM_BYTES + 5} /dev/zero", "result_too_large", False, "more than the"),
     ],
 )
 async def test_how_it_may_fail(script: str, code: str, retryable: bool, text: str) -> None:

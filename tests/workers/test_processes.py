@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from penstock.workers.app import App
+from penstock.workers.bodies import Bodies
 from penstock.workers.errors import AppInvalid, TaskInvalid
 from penstock.workers.loading import load_apps, source_of
 from penstock.workers.runtime import Worker
@@ -26,8 +27,10 @@ HANDLERS = str(Path(process_handlers.__file__))
 
 
 @asynccontextmanager
-async def working(**options: Any) -> AsyncIterator[tuple[FakeTransport, Worker]]:
-    transport = FakeTransport()
+async def working(
+    bodies: Bodies | None = None, **options: Any
+) -> AsyncIterator[tuple[FakeTransport, Worker]]:
+    transport = FakeTransport(bodies)
     options.setdefault("grace_ms", 0)
     async with Worker(load_apps([HANDLERS]), transport, **options) as worker:
         yield transport, worker
