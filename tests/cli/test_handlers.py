@@ -31,6 +31,10 @@ def busy(folder: str) -> None:
     while True:
         time.sleep(0.1)
 
+@task
+async def both(text: str) -> list:
+    return [len(text.split()), text]
+
 @task(process=True)
 def square(n: int, ctx: Context) -> int:
     return ctx.step("square", lambda: n * n)
@@ -57,12 +61,28 @@ def result(ask: Run, *arguments: str) -> Result:
 
 
 def test_a_program_is_a_handler(ask: Run, dev: Dev) -> None:
-    assert "busy, fails, square, words" in dev.greeting
+    assert "both, busy, fails, square, words" in dev.greeting
     assert json.loads(result(ask, "words", '{"text": "one two three"}').out)["result"] == 3
     failed = json.loads(result(ask, "fails", "--max-attempts", "1").out)
     assert failed["state"] == "dead"
     assert failed["errors"][0]["code"] == "exit_9"
     assert failed["errors"][0]["details"]["details"]["stderr"] == "no\n"
+
+
+def test_large_payloads_and_results_lie_beside_the_log(ask: Run, dev: Dev, tmp_path: Path) -> None:
+    text = "two words " * 40_000
+    body = json.dumps({"text": text}).encode()
+    done = json.loads(ask("enqueue", "both", "-", "--wait", "--output", "json", stdin=body).out)
+    assert done["state"] == "succeeded", done["errors"]
+    assert "$claim" in done["payload"]
+    assert json.loads(ask("jobs", "payload", done["id"]).out) == {"text": text}
+    assert json.loads(ask("jobs", "result", done["id"]).out) == [80_000, text]
+    counted = ask("enqueue", "words", "-", "--wait", "--output", "json", stdin=body)
+    assert json.loads(counted.out)["result"] == 80_000
+    swept = ask("claims", "sweep", "--older-than", "1h", "--delete", "--output", "json").out
+    assert json.loads(swept) == {"jobs": 0, "objects": 0, "size_bytes": 0, "deleted": True}
+    wrong = ask("claims", "sweep", "--older-than", "soon")
+    assert (wrong.code, "--older-than" in wrong.err) == (2, True)
 
 
 def test_a_process_runs_and_a_cancel_ends_it(ask: Run, tmp_path: Path) -> None:

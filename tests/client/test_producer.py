@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,12 @@ from penstock.client.producer import LogProducer
 from penstock.client.redrive import line_at, record_at, redriven
 from penstock.client.requests import request_hash
 from penstock.core.partition import PartitionFold
+from penstock.log.blobs import open_blobs
+from penstock.log.claims import ClaimStore
 from penstock.log.memory import MemoryLog
 from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
+from penstock.schemas.claims import claim_of
 from penstock.schemas.codec import decode_line
 from penstock.schemas.errors import InvalidField, NotFound, TooLarge
 from penstock.schemas.events import Enqueued
@@ -75,6 +80,25 @@ async def test_of_many_none_is_written_when_one_is_wrong(log: Log):
             await producer.enqueue_many([{"type": "t"}, {"type": "a b"}])
     ends = [(await log.bounds(TOPICS.jobs, partition)).end for partition in range(3)]
     assert ends == [0, 0, 0]
+
+
+async def test_large_payloads_lie_beside_the_log(log: Log, tmp_path: Path):
+    claims = ClaimStore(open_blobs(str(tmp_path)), max_bytes=1_000)
+    large, too_large = "x" * 500, "x" * 1_000
+    async with LogProducer(log, TOPICS, max_payload_bytes=100, claims=claims) as producer:
+        produced = [await producer.enqueue("t", large, id="one")]
+        produced += await producer.enqueue_many([{"type": "t", "payload": text} for text in ("y", large)])
+        with pytest.raises(TooLarge):
+            await producer.enqueue("t", too_large)
+    bodies: list[bytes] = []
+    for one in produced:
+        event = decode_line(await line_at(log, TOPICS, one.position))
+        assert isinstance(event, Enqueued)
+        claim = claim_of(event.payload)
+        bodies.append(
+            bytes(event.payload) if claim is None else await claims.read(event.tenant, one.id, claim)
+        )
+    assert [json.loads(body) for body in bodies] == [large, "y", large]
 
 
 @pytest.mark.parametrize("position", [Position(3, 0, 0), Position(0, 5, 0), Position(0, 0, 2)])
