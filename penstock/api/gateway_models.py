@@ -2,12 +2,12 @@
 
 # No `from __future__ import annotations`: msgspec reads these hints at run time.
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct
 
 from penstock.schemas.events import DurationMs, EventId, Short
-from penstock.schemas.limits import MAX_PARTIAL_ERRORS
+from penstock.schemas.limits import MAX_OUTPUT_MESSAGE_CHARS, MAX_PARTIAL_ERRORS
 from penstock.schemas.names import CheckedJobId, CheckedName
 
 WorkerName = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -162,6 +162,34 @@ class ReportRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     worker: WorkerName
     events: Annotated[list[AnyReport], Meta(min_length=1, max_length=10_000)]
     incarnation: Short = ""
+
+
+class OutputItem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record that a handler logged. ``at`` is RFC 3339, by the worker's clock."""
+
+    at: Annotated[str, Meta(max_length=40)]
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    logger: Annotated[str, Meta(max_length=256)] = ""
+    message: Annotated[str, Meta(max_length=MAX_OUTPUT_MESSAGE_CHARS)]
+    fields: dict[str, Any] = {}
+
+
+class OutputReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of what an attempt has logged. Parts are numbered from 0; the same number again replaces its part."""
+
+    worker: WorkerName
+    job: CheckedJobId
+    lease: EventId
+    fence: Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)]
+    number: Annotated[int, Meta(ge=0, le=999_999)]
+    items: Annotated[list[OutputItem], Meta(min_length=1, max_length=100_000)]
+
+
+class Kept(Struct, frozen=True):
+    """How many records of the part are stored."""
+
+    records: int
 
 
 class ReportItem(Struct, frozen=True, kw_only=True, omit_defaults=True):

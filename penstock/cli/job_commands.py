@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import IO, Annotated, Any, cast
 
@@ -249,6 +250,50 @@ def payload(ctx: typer.Context, job: JobIdArgument, server: Server = None) -> No
         cli.printer.value(client.payload(job))
 
 
+@jobs_app.command("log")
+def job_log(
+    ctx: typer.Context,
+    job: JobIdArgument,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Which; the last if not given.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the attempt has ended.")
+    ] = False,
+    grep: Annotated[str, typer.Option(help="Only lines that contain this, whatever its case.")] = "",
+    level: Annotated[
+        str, typer.Option(help="debug, info, warning, error or critical, and what is above.")
+    ] = "",
+    output: Output = None,
+    server: Server = None,
+) -> None:
+    """Print what a job's handler has logged."""
+    cli = cli_of(ctx, output, server=server)
+    with cli.client() as client:
+        wanted = attempt or max(1, client.get(job)["attempt"])
+        line = last = 0
+        while True:
+            page = client.log_page(
+                job, wanted, first=line, wait_ms=LOG_WAIT_MS if follow else 0, contains=grep, level=level
+            )
+            for item in page["items"]:
+                _print_line(cli, item)
+            line = page["next"]
+            if page["items"]:
+                continue
+            # What was logged last is stored a moment after the attempt has ended.
+            if not follow or (page["ended"] and (last := last + 1) > LAST_LOOKS):
+                return
+            if page["ended"]:
+                time.sleep(LAST_LOOK_S)
+
+
+def _print_line(cli: Cli, item: Json) -> None:
+    if cli.printer.json:
+        cli.printer.line(item)
+        return
+    fields = " ".join(f"{name}={value}" for name, value in item.get("fields", {}).items())
+    cli.printer.raw(f"{item['at']} {item['level']:<8}{item['message']}{f'  {fields}' if fields else ''}")
+
+
 def print_job(cli: Cli, job: Json) -> None:
     """A job's fields that say something, and its errors."""
     if cli.printer.json:
@@ -263,6 +308,10 @@ def print_job(cli: Cli, job: Json) -> None:
             ([error["attempt"], error["code"], error["message"], error["at"]] for error in errors),
         )
 
+
+LOG_WAIT_MS = 20_000
+LAST_LOOKS = 4
+LAST_LOOK_S = 0.4
 
 _ENVELOPE = frozenset({"type", "actor", "at", "position", "outcome", "refusal", "job", "id", "v", "tenant"})
 

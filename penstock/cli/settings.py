@@ -149,6 +149,8 @@ class Settings(BaseSettings):
     snapshot_keep: int = Field(3, ge=1, le=1_000)
     """How many of each partition are kept."""
 
+    output_level: Literal["debug", "info", "warning", "error", "off"] = "info"
+    """What handlers log is kept with their attempt from this level on."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

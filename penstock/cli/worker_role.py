@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ from penstock.workers.transport import Transport
 
 if TYPE_CHECKING:
     from penstock.cli.health import Numbers, Problems
+
+OUTPUT_LEVELS = {
+    "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
+    "off": logging.CRITICAL + 1,
+}  # fmt: skip
 
 DEV_WORKER = "dev"
 """Name of the worker that a service has which does everything in one process."""
@@ -68,6 +74,7 @@ async def _start(
         pool=settings.pool,
         name=settings.name or name,
         grace_ms=settings.grace_ms,
+        output_level=OUTPUT_LEVELS[settings.output_level],
     )
     return await stack.enter_async_context(worker)
 

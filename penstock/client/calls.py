@@ -186,6 +186,18 @@ class Calls:
         """See :meth:`penstock.client.http.Client.payload`."""
         return (yield from self._read(f"{_job_path(job_id)}/payload"))
 
+    def log_page(
+        self, job_id: str, attempt: int, first: int, wait_ms: int, contains: str, level: str
+    ) -> Generator[Any, Any, Json]:
+        """See :meth:`penstock.client.http.Client.log_page`."""
+        given = {
+            "from": str(first),
+            "wait_ms": str(wait_ms) if wait_ms else "",
+            "contains": contains,
+            "level": level,
+        }
+        return (yield from self._read(f"{_job_path(job_id)}/attempts/{attempt}/log", **given))
+
     def sweep_claims(self, older_than_ms: int, dry_run: bool) -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.sweep_claims`."""
         return (

@@ -154,6 +154,25 @@ class Client:
         """The job's payload, wherever it lies."""
         return self._run(self._calls.payload(job_id))
 
+    def log_page(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        first: int = 0,
+        wait_ms: int = 0,
+        contains: str = "",
+        level: str = "",
+    ) -> Json:
+        """What an attempt has logged: ``items`` from line ``first`` on, ``next`` to go on with, ``ended`` if it has.
+
+        Args:
+            wait_ms: wait so long for a line, if there is none yet and the attempt goes on; at most 60 s.
+            contains: only lines that contain this, whatever its case.
+            level: only lines of this level and above.
+        """
+        return self._run(self._calls.log_page(job_id, attempt, first, wait_ms, contains, level))
+
     def sweep_claims(self, older_than_ms: int = 7 * 86_400_000, *, dry_run: bool = True) -> Json:
         """Find large bodies that belong to no job any more, and take them away unless ``dry_run``."""
         return self._run(self._calls.sweep_claims(older_than_ms, dry_run))

@@ -124,6 +124,19 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.payload`."""
         return await self._run(self._calls.payload(job_id))
 
+    async def log_page(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        first: int = 0,
+        wait_ms: int = 0,
+        contains: str = "",
+        level: str = "",
+    ) -> Json:
+        """As :meth:`~penstock.client.http.Client.log_page`."""
+        return await self._run(self._calls.log_page(job_id, attempt, first, wait_ms, contains, level))
+
     async def sweep_claims(self, older_than_ms: int = 7 * 86_400_000, *, dry_run: bool = True) -> Json:
         """As :meth:`~penstock.client.http.Client.sweep_claims`."""
         return await self._run(self._calls.sweep_claims(older_than_ms, dry_run))

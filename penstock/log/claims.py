@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from penstock.log.blobs import Blobs
-from penstock.schemas.claims import Claim, body_of, claim_key, claimant_of
+from penstock.schemas.claims import Claim, body_of, claim_key, claimant_of, output_key, output_prefix
 from penstock.schemas.errors import BlobMissing, ClaimDamaged, ClaimMissing, TooLarge
 from penstock.schemas.limits import DEFAULT_CLAIM_BYTES
 
@@ -83,6 +83,31 @@ class ClaimStore:
                     job_id=job,
                 )
         return body
+
+    async def keep_output(
+        self, tenant: str, job: str, attempt: int, fence: int, number: int, lines: bytes
+    ) -> None:
+        """Store a part of what an attempt logged, as NDJSON; the same part again replaces it.
+
+        Args:
+            fence: its holder's.
+            number: of the part, among those of this holder.
+
+        Raises:
+            BlobsUnavailable: it is not stored, or nobody knows.
+        """
+        async with self._slots:
+            await self.blobs.put(output_key(tenant, job, attempt, fence, number), lines)
+
+    async def output(self, tenant: str, job: str, attempt: int) -> bytes:
+        """All that an attempt logged, as far as it is stored, as NDJSON. Raises BlobsUnavailable."""
+        parts = await self.blobs.list(output_prefix(tenant, job, attempt))
+
+        async def part(key: str) -> bytes:
+            async with self._slots:
+                return await self.blobs.get(key)
+
+        return b"".join(await asyncio.gather(*(part(info.key) for info in parts)))
 
     async def objects(self) -> list[StoredBody]:
         """Everything that is there. Raises BlobsUnavailable."""

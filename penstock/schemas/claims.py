@@ -61,6 +61,16 @@ def claim_key(tenant: str, job: str, sha256: str) -> str:
     return f"{tenant}/{_PREFIX}{job.translate(_SEGMENT)}/{sha256}"
 
 
+def output_key(tenant: str, job: str, attempt: int, fence: int, number: int) -> str:
+    """Key of a part of what an attempt logged: parts sort by holder, then by number."""
+    return f"{output_prefix(tenant, job, attempt)}/{fence:020d}-{number:06d}.ndjson"
+
+
+def output_prefix(tenant: str, job: str, attempt: int) -> str:
+    """What the keys of all parts of an attempt's output begin with."""
+    return f"{tenant}/{_PREFIX}{job.translate(_SEGMENT)}/attempt-{attempt}"
+
+
 _JOBS = "/api/v1/jobs"
 
 
@@ -75,8 +85,8 @@ def result_url(job: str) -> str:
 
 
 def claimant_of(key: str) -> tuple[str, str] | None:
-    """Tenant and job of an object; None where it was not named by :func:`claim_key`."""
+    """Tenant and job of an object; None where it was not named by :func:`claim_key` or :func:`output_key`."""
     parts = key.split("/")
-    if len(parts) != 3 or not parts[1].startswith(_PREFIX):
+    if len(parts) not in (3, 4) or not parts[1].startswith(_PREFIX):
         return None
     return parts[0], parts[1].removeprefix(_PREFIX).translate(_JOB)

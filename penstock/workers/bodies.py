@@ -40,11 +40,26 @@ class Bodies(Protocol):
         """
         ...
 
+    @property
+    def keeps_output(self) -> bool:
+        """Whether what handlers log is kept."""
+        ...
+
+    async def output(self, delivery: Delivery, number: int, lines: bytes) -> None:
+        """Keep a part of what an attempt logged, NDJSON; parts are numbered from 0.
+
+        Raises:
+            ClaimsOff: nobody keeps it.
+            PenstockError: it is not kept yet.
+        """
+        ...
+
 
 class InlineBodies:
     """Everything is on the log."""
 
     max_result_bytes = MAX_RESULT_BYTES
+    keeps_output = False
 
     async def payload(self, delivery: Delivery, claim: Claim) -> bytes:
         raise ClaimsOff(
@@ -53,6 +68,9 @@ class InlineBodies:
 
     async def result(self, delivery: Delivery, result: bytes) -> bytes:
         return result
+
+    async def output(self, delivery: Delivery, number: int, lines: bytes) -> None:
+        raise ClaimsOff
 
 
 class PassedOn(InlineBodies):
@@ -63,6 +81,8 @@ class PassedOn(InlineBodies):
 
 class StoredBodies:
     """Large ones are in a store."""
+
+    keeps_output = True
 
     def __init__(self, store: ClaimStore) -> None:
         self._store = store
@@ -78,3 +98,8 @@ class StoredBodies:
         if len(result) <= CLAIM_ABOVE_BYTES:
             return result
         return await self._store.keep(delivery.tenant, delivery.job, result)
+
+    async def output(self, delivery: Delivery, number: int, lines: bytes) -> None:
+        await self._store.keep_output(
+            delivery.tenant, delivery.job, delivery.attempt, int(delivery.fence), number, lines
+        )

@@ -46,6 +46,7 @@ from penstock.workers.outcome import (
     returned_value,
     stopped,
 )
+from penstock.workers.output import OutputKeeper
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.run import Run
 from penstock.workers.task import Task
@@ -85,13 +86,15 @@ class Executor:
         around: calls handlers that something is done around.
         children: runs those that have a process of their own.
         bodies: where payloads and results are that are too large for the log.
+        output: keeps what handlers log; None keeps nothing.
         settle: told the outcome of every lease that was started, once.
         measure: told the type and the run time in ms of every handler that ended by itself.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task[..., Any]], concurrency: int, reporter: ProgressReporter, *,
-        around: Around, children: Children, bodies: Bodies, settle: Settle, measure: Callable[[str, float], None],
+        around: Around, children: Children, bodies: Bodies,
+        output: OutputKeeper | None, settle: Settle, measure: Callable[[str, float], None],
         now_ms: Callable[[], float], wall_ms: Callable[[], int],
     ) -> None:  # fmt: skip
         self.backlog = Backlog(limits_of(tasks, concurrency))
@@ -103,6 +106,7 @@ class Executor:
         self._around = around
         self._children = children
         self._bodies = bodies
+        self._output = output
         self._settle = settle
         self._measure = measure
         self._now_ms = now_ms
@@ -297,6 +301,7 @@ class Executor:
         run = self.runs[lease] = Run(lease, runner)
         value: Any = None
         failure: BaseException | None = None
+        output = None if self._output is None else self._output.begin(lease)
         try:
             value = await self._call(run, task, kwargs)
             if value is not None and run.stop is None:
@@ -305,6 +310,8 @@ class Executor:
                     value = await self._take_away(lease, value)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
             failure = error
+        if output is not None and self._output is not None:
+            self._output.end(output)
         now_ms = self._now_ms()
         self._end(run, value, failure, now_ms)
         if failure is not None and self._ends_runner(failure):

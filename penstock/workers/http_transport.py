@@ -23,6 +23,7 @@ from penstock.schemas.claims import Claim, payload_url
 from penstock.schemas.errors import (
     ClaimDamaged,
     ClaimMissing,
+    ClaimsOff,
     Conflict,
     InvalidField,
     LeaseLost,
@@ -138,6 +139,26 @@ class HttpTransport:
     async def result(self, delivery: Delivery, result: bytes) -> bytes:
         """The server takes it away, if that has to be."""
         return result
+
+    @property
+    def keeps_output(self) -> bool:
+        """As far as is known: a server that does not says so when it is given the first."""
+        return True
+
+    async def output(self, delivery: Delivery, number: int, lines: bytes) -> None:
+        """To the server."""
+        try:
+            await self._post(
+                "log",
+                {
+                    "worker": self._profile.worker, "job": delivery.job, "lease": delivery.lease,
+                    "fence": delivery.fence or "0", "attempt": delivery.attempt, "number": number,
+                    "items": [Raw(line) for line in lines.splitlines()],
+                },
+            )  # fmt: skip
+        except Refused as refused:
+            # One that is older than this worker, or that takes this for something else.
+            raise ClaimsOff(f"the server does not keep what handlers log: {refused}") from refused
 
     # Transport
 
@@ -406,6 +427,8 @@ class HttpTransport:
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _unreachable(error) from error
+        if response.status_code == ClaimsOff.status and ClaimsOff.code in response.text:
+            raise ClaimsOff
         if response.status_code >= 500:
             raise ServerUnreachable(f"the server answered {response.status_code}")
         if response.status_code >= 400:

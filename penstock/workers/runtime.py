@@ -35,6 +35,7 @@ from penstock.workers.hub import monotonic_ms, wall_clock_ms
 from penstock.workers.lease import HeldLease
 from penstock.workers.loading import source_of
 from penstock.workers.outcome import GivenBack, Outcome, event_of
+from penstock.workers.output import OutputKeeper
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.runtimes import RunTimes
 from penstock.workers.transport import Transport, WorkerProfile
@@ -64,6 +65,7 @@ class Worker:
         lease_ms: how long a lease it wants: a worker that falls silent keeps its jobs from others so long.
         grace_ms: at shutdown, how long running handlers may go on.
         overrides: providers, and what is used in their stead.
+        output_level: what handlers log from this level on is kept, where there is a place for it.
         processes: whether tasks that ask for a process of their own get one; else they run in threads.
 
     Raises:
@@ -73,7 +75,7 @@ class Worker:
     def __init__(
         self, tasks: App | Iterable[AnyTask], transport: Transport, *, concurrency: int = 10, pool: str = "default",
         name: str = "", lease_ms: int = 30_000, grace_ms: int = 10_000, overrides: Overrides | None = None,
-        processes: bool = True,
+        processes: bool = True, output_level: int = logging.INFO,
         now_ms: Callable[[], float] = monotonic_ms, wall_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:  # fmt: skip
         if concurrency < 1:
@@ -87,6 +89,8 @@ class Worker:
         self._in_processes = sorted(in_processes)
         self._dependencies = Dependencies(here, overrides, self._app.lifespans)
         self._transport = transport
+        self._output_level = output_level
+        self._output: OutputKeeper | None = None
         self._grace_ms = grace_ms
         self._now_ms = now_ms
         self._wall_ms = wall_ms
@@ -115,13 +119,16 @@ class Worker:
         self._reporter = ProgressReporter(self._transport, self._now_ms, self._wall_ms)
         self._children = Children(self._sources(), self._in_processes, self._reporter)
         around = Around({name: self._app.middleware_of(name) for name in self._tasks}, self._dependencies)
+        self._output = OutputKeeper(self._transport.bodies, self._output_level, self._wall_ms)
+        keeper = self._output if self._transport.bodies.keeps_output else None
         self._executor = Executor(
             self._tasks, self.profile.concurrency, self._reporter, around=around, children=self._children,
-            bodies=self._transport.bodies, settle=self._settle, measure=self._measure,
+            bodies=self._transport.bodies, output=keeper, settle=self._settle, measure=self._measure,
             now_ms=self._now_ms, wall_ms=self._wall_ms,
         )  # fmt: skip
         self._executor.start()
         try:
+            await self._output.__aenter__()
             await self._children.open()
             await self._dependencies.open()
             await self._transport.start(self.profile, self)
@@ -150,6 +157,8 @@ class Worker:
         """Let go of everything, in the order in which one needs the other."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._transport.close)
+            if self._output is not None:
+                stack.push_async_exit(self._output)
             if self._reporter is not None:
                 stack.push_async_callback(self._reporter.close)
             stack.push_async_callback(self._dependencies.close)

@@ -19,6 +19,7 @@ from tests.cli.conftest import Dev, Result, Run, environment
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "handlers.md"
 PROCESSES = """
+import logging
 import os
 import time
 
@@ -30,6 +31,11 @@ def busy(folder: str) -> None:
         file.write(str(os.getpid()))
     while True:
         time.sleep(0.1)
+
+@task
+async def talks(text: str, ctx: Context) -> None:
+    ctx.log.info("begun with %s", text, extra={"row": 1})
+    logging.getLogger("own").warning("own")
 
 @task
 async def both(text: str) -> list:
@@ -61,7 +67,7 @@ def result(ask: Run, *arguments: str) -> Result:
 
 
 def test_a_program_is_a_handler(ask: Run, dev: Dev) -> None:
-    assert "both, busy, fails, square, words" in dev.greeting
+    assert "both, busy, fails, square, talks, words" in dev.greeting
     assert json.loads(result(ask, "words", '{"text": "one two three"}').out)["result"] == 3
     failed = json.loads(result(ask, "fails", "--max-attempts", "1").out)
     assert failed["state"] == "dead"
@@ -83,6 +89,21 @@ def test_large_payloads_and_results_lie_beside_the_log(ask: Run, dev: Dev, tmp_p
     assert json.loads(swept) == {"jobs": 0, "objects": 0, "size_bytes": 0, "deleted": True}
     wrong = ask("claims", "sweep", "--older-than", "soon")
     assert (wrong.code, "--older-than" in wrong.err) == (2, True)
+
+
+def test_what_a_handler_logs_is_printed_and_searched(ask: Run, dev: Dev) -> None:
+    job = json.loads(result(ask, "talks", '{"text": "once"}').out)
+    followed = ask("jobs", "log", job["id"], "--follow")
+    assert [line.split()[2:] for line in followed.out.splitlines()] == [
+        ["begun", "with", "once", "row=1"],
+        ["own"],
+    ]
+    assert followed.out.splitlines()[1].split()[1] == "warning"
+    [found] = ask("jobs", "log", job["id"], "--grep", "ROW=", "--output", "json").out.splitlines()
+    assert json.loads(found)["message"] == "begun with once"
+    assert ask("jobs", "log", job["id"], "--level", "error").out == ""
+    none = ask("jobs", "log", job["id"], "--attempt", "2")
+    assert (none.code, "no attempt '2'" in none.err) == (4, True)
 
 
 def test_a_process_runs_and_a_cancel_ends_it(ask: Run, tmp_path: Path) -> None:
