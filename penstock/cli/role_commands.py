@@ -61,6 +61,15 @@ Name = Annotated[
 Concurrency = Annotated[
     int | None, typer.Option("--concurrency", help="Handlers running at once.", show_default=False)
 ]
+Processes = Annotated[
+    str | None,
+    typer.Option(
+        "--processes",
+        metavar="N|MIN..MAX",
+        help="Worker processes: so many, or as many as there is work for.",
+        show_default=False,
+    ),
+]
 Pool = Annotated[
     str | None, typer.Option("--pool", help="Pool that the worker belongs to.", show_default=False)
 ]
@@ -206,15 +215,18 @@ def worker(
     server: Server = None,
     log: LogUrl = None,
     concurrency: Concurrency = None,
+    processes: Processes = None,
     pool: Pool = None,
     name: Name = None,
     host: Host = None,
     health_port: HealthPort = None,
 ) -> None:
     """Run handlers: with --server over HTTP, else on the log."""
-    from penstock.cli.role_running import run_worker
+    from penstock.cli.role_running import run_workers
 
-    flags: dict[str, Any] = {"concurrency": concurrency, "pool": pool, "name": name, "host": host}
+    flags: dict[str, Any] = {
+        "concurrency": concurrency, "processes": processes, "pool": pool, "name": name, "host": host
+    }  # fmt: skip
     cli = cli_of(ctx, app=app, command=command, server=server, log=log, health_port=health_port, **flags)
     if not cli.settings.app and not cli.settings.command:
         raise SettingsInvalid(
@@ -222,4 +234,4 @@ def worker(
         )
     # An embedded log has an owner already: its server is the way to it.
     over_http = "log" not in cli.flags and ("server" in cli.flags or cli.settings.is_embedded)
-    run_worker(_role(cli) if over_http else _cluster_role(cli, "worker"), over_http=over_http)
+    run_workers(_role(cli) if over_http else _cluster_role(cli, "worker"), over_http=over_http)

@@ -16,6 +16,7 @@ from penstock.cli.roles import Service, run
 from penstock.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from penstock.cli.supervising import Tie
     from penstock.workers.app import App
 
 
@@ -141,8 +142,18 @@ def run_projection(settings: Settings) -> None:
     run(compose)
 
 
-def run_worker(settings: Settings, *, over_http: bool) -> None:
-    """Handlers, on the log or through a server."""
+def run_workers(settings: Settings, *, over_http: bool) -> None:
+    """Handlers in one process, or in as many as the settings want."""
+    if settings.processes == "1":
+        run_worker(settings, over_http=over_http)
+        return
+    from penstock.cli.supervising import supervise
+
+    supervise(settings, lambda own, tie: run_worker(own, over_http=over_http, tie=tie))
+
+
+def run_worker(settings: Settings, *, over_http: bool, tie: Tie | None = None) -> None:
+    """Handlers, on the log or through a server. ``tie``: to the process that watches this one."""
     from penstock.cli.worker_role import start_http_worker, start_log_worker, worker_health
 
     tasks = _tasks_of(settings)
@@ -155,6 +166,10 @@ def run_worker(settings: Settings, *, over_http: bool) -> None:
             opened = await composition.start_log(stack, settings)
             role = await start_log_worker(stack, settings, opened, tasks)
             parts.append(opened.watch)
+        if tie is not None:
+            from penstock.cli.supervising import Telling
+
+            await stack.enter_async_context(Telling(role, tie))
         health = await composition.start_health(stack, settings, "worker", *worker_health(role))
         _say(f"worker {role.profile.worker} runs {_names(tasks)}")
         return [*parts, role, *health]

@@ -29,6 +29,7 @@ from penstock.schemas.limits import (
     MAX_RESULT_BYTES,
 )
 from penstock.schemas.topics import Topics
+from penstock.workers.scaling import bounds_of
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
@@ -121,6 +122,8 @@ class Settings(BaseSettings):
     """Programs as handlers, ``TYPE=PROGRAM ARGUMENT ...`` each; a JSON array in the environment."""
     pool: str = Field("default", pattern=NAME_PATTERN)
     concurrency: int = Field(10, ge=1, le=10_000)
+    processes: str = "1"
+    """Worker processes: a number, or bounds like ``1..8`` within which there are as many as there is work for."""
     grace_ms: int = Field(10_000, ge=0, le=3_600_000)
     """How long running handlers may go on when their worker is told to stop; then they are stopped."""
 
@@ -186,6 +189,12 @@ class Settings(BaseSettings):
         if value.startswith(KAFKA) and all(_is_address(part) for part in value[len(KAFKA) :].split(",")):
             return value
         raise ValueError("must be embedded:PATH or kafka://host:port,host:port")
+
+    @field_validator("processes")
+    @classmethod
+    def _known_processes(cls, value: str) -> str:
+        bounds_of(value)
+        return value
 
     @field_validator("projection_address")
     @classmethod

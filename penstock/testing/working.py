@@ -85,6 +85,9 @@ class InstantTransport:
     def demand(self) -> frozenset[str]:
         return frozenset()
 
+    def waiting(self) -> int:
+        return 0
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if lease is not self._held or lease.line:
             return

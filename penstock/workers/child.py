@@ -99,6 +99,9 @@ class PipeTransport:
     def demand(self) -> frozenset[str]:
         return frozenset()
 
+    def waiting(self) -> int:
+        return 0
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if lease is self.held and not lease.line:
             result = NULL

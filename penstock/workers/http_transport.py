@@ -37,6 +37,7 @@ from penstock.workers.bodies import Bodies
 from penstock.workers.hub import monotonic_ms
 from penstock.workers.lease import HeldLease
 from penstock.workers.memory import FinishedLeases
+from penstock.workers.scaling import MANY
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
 
 API = "/api/v1/worker"
@@ -107,6 +108,7 @@ class HttpTransport:
         self._written = asyncio.Event()
         self._written.set()
         self._has_room = asyncio.Event()
+        self._more = False
         self._heard_ms = math.inf
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
@@ -183,6 +185,9 @@ class HttpTransport:
     def demand(self) -> frozenset[str]:
         return frozenset()
 
+    def waiting(self) -> int:
+        return MANY if self._more else 0
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if lease.line or self.held.get(lease.id) is not lease:
             return
@@ -249,7 +254,10 @@ class HttpTransport:
             },
             wait_s=self._wait_ms / 1000,
         )  # fmt: skip
-        self._take(_decoded(protocol.decode_grants, answer).jobs)
+        jobs = _decoded(protocol.decode_grants, answer).jobs
+        # As many as there was room for: there are more where these came from, as far as one can tell.
+        self._more = len(jobs) >= max(1, min(room, MOST_JOBS))
+        self._take(jobs)
 
     def _take(self, jobs: list[protocol.GrantedJob]) -> None:
         now_ms = self._now_ms()

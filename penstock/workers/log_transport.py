@@ -46,6 +46,9 @@ class LogTransport:
     def demand(self) -> frozenset[str]:
         return self.session.demand()
 
+    def waiting(self) -> int:
+        return self.session.waiting()
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if self._session is not None:
             self._session.finish(lease, event)

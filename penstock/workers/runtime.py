@@ -38,6 +38,7 @@ from penstock.workers.outcome import GivenBack, Outcome, event_of
 from penstock.workers.output import OutputKeeper
 from penstock.workers.progress import ProgressReporter
 from penstock.workers.runtimes import RunTimes
+from penstock.workers.scaling import Load
 from penstock.workers.transport import Transport, WorkerProfile
 
 BUSY_TICK_MS = 50
@@ -106,6 +107,7 @@ class Worker:
         self._limit = concurrency
         self._shrunk_ms = -math.inf
         self._draining = False
+        self._finished = 0
         self._executor: Executor | None = None
         self._reporter: ProgressReporter | None = None
         self._children: Children | None = None
@@ -188,6 +190,18 @@ class Worker:
         """Handlers running now."""
         return len(self.executor.runs)
 
+    def load(self) -> Load:
+        """How much it has to do."""
+        executor = self.executor
+        return Load(
+            concurrency=self.profile.concurrency,
+            busy=len(executor.runs),
+            stuck=executor.stuck,
+            held=len(executor.backlog),
+            waiting=self._transport.waiting(),
+            finished=self._finished,
+        )
+
     async def _leave(self, grace_ms: int) -> None:
         """Take no more, finish or give back, and see it written."""
         self._draining = True
@@ -259,6 +273,7 @@ class Worker:
     # Ends
 
     def _settle(self, lease: HeldLease, outcome: Outcome) -> None:
+        self._finished += 1
         event = event_of(outcome, lease.delivery, lease.run_ms(0.0), self._wall_ms())
         if event is not None:
             self._transport.finish(lease, event)

@@ -214,6 +214,10 @@ class Session:
         prefix = len(self.profile.pool) + 1
         return frozenset(name[prefix:] for name in self._backlogs if name in self._pool_types)
 
+    def waiting(self) -> int:
+        """Jobs that are ready for a worker of this pool and these types, as the orchestrators last said."""
+        return sum(ready for name, ready in self._backlogs.items() if name in self._pool_types)
+
     def settle(self) -> None:
         """Look at the credits anew."""
         now_ms = self._outlet.now_ms()

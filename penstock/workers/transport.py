@@ -86,6 +86,12 @@ class Transport(Protocol):
         """Of the profile's types, those known to have jobs waiting; empty where that is not known."""
         ...
 
+    def waiting(self) -> int:
+        """Jobs that wait for any worker of the profile's pool and types; ``MANY`` where there are some, and nobody
+        knows how many.
+        """
+        ...
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         """Take the outcome of a lease, to be written until it is written. Ignored if the lease was lost or has
         one.

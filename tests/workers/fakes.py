@@ -95,6 +95,9 @@ class FakeTransport:
     def demand(self) -> frozenset[str]:
         return self.wanted
 
+    def waiting(self) -> int:
+        return len(self.wanted)
+
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         assert lease.id not in self.outcomes, "two outcomes for one lease"
         lease.line = encode_line(event)

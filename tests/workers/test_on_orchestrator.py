@@ -341,3 +341,23 @@ async def test_b2_a_type_with_a_limit_leaves_the_rest_of_the_worker_to_others(wo
     ]
     returned = sum(b'"type":"Returned"' in line for line in lines)
     assert returned <= 8, "leases go to those who have room for them"
+
+
+async def test_b9_a_worker_knows_what_waits_for_its_like(world: World) -> None:
+    go_on = asyncio.Event()
+
+    @task
+    async def waits() -> None:
+        await go_on.wait()
+
+    await world.orchestrator()
+    await world.enqueue("another", 3)
+    worker = await world.worker(waits, concurrency=2)
+    jobs = await world.enqueue("waits", 7)
+    await world.until(lambda: worker.load().waiting == 5)
+    load = worker.load()
+    assert (load.concurrency, load.busy, load.held, load.finished) == (2, 2, 0, 0)
+    go_on.set()
+    await world.ended(*jobs)
+    await world.until(lambda: worker.load().waiting == 0)
+    assert worker.load().finished == 7
