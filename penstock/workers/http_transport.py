@@ -186,7 +186,11 @@ class HttpTransport:
         return frozenset()
 
     def waiting(self) -> int:
-        return MANY if self._more else 0
+        # With room that stays free there is nothing to fill it, whatever the last answer was.
+        return MANY if self._more and self._room() <= 0 else 0
+
+    def _room(self) -> int:
+        return self._capacity - sum(1 for lease in self.held.values() if not lease.line)
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         if lease.line or self.held.get(lease.id) is not lease:
@@ -234,8 +238,8 @@ class HttpTransport:
 
     async def _fetch(self) -> None:
         """One round: wait for room, fetch, hand on."""
-        unfinished = sum(1 for lease in self.held.values() if not lease.line)
-        room = self._capacity - unfinished
+        room = self._room()
+        unfinished = self._capacity - room
         # A few free places of many are not worth a request yet; without any, all slots are with stuck handlers.
         if room < max(1, self._capacity // 4) and (unfinished or not self._capacity):
             self._has_room.clear()
