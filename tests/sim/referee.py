@@ -99,7 +99,7 @@ class Referee:
         self.jobs: dict[str, Job] = {}
         self.epochs = [-1] * count
         self.lease_ids: set[str] = set()
-        self.verbs: set[str] = set()
+        self.verbs: set[tuple[str, str]] = set()
         self.misrouted: dict[str, int] = {}
         """Origin of each misrouted line, and how many copies of it were taken in its partition."""
         self.quarantined: set[tuple[int, int]] = set()
@@ -243,8 +243,9 @@ class Referee:
                     job.seen == folded.before.seen if folded.before else False, told("progress moved seen")
                 )
         elif isinstance(event, ev.Verb):
-            world.require(event.id not in self.verbs, told("a verb had its effect twice"))
-            self.verbs.add(event.id)
+            # An operation's verbs have one id, one for each job.
+            world.require((folded.key, event.id) not in self.verbs, told("a verb had its effect twice"))
+            self.verbs.add((folded.key, event.id))
             self._verb(folded, event)
         if isinstance(event, ev.Enqueued):
             self._began(folded, event, book)

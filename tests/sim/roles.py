@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from penstock.api.app import create_app
 from penstock.api.deps import ApiDeps
 from penstock.api.gateway import Gateway
 from penstock.api.metrics import ApiMetrics
+from penstock.api.operating import OperationWorker
 from penstock.api.registry import WorkerRegistry
 from penstock.client.idgen import new_id
 from penstock.core.rules import RULES
@@ -238,12 +240,17 @@ class ApiHost(Host):
                 log, topics, writer, reads, registry, gateway, ApiMetrics(), generation=namespace.generation,
                 version="sim",
             )  # fmt: skip
-            self.exchange.serve(log.loop, create_app(deps))
-            try:
-                await self.until_end(gateway.failure, registry.failure, reads.failure)
-            finally:
-                self.exchange.close()
-                deps.stop()
+            async with AsyncExitStack() as stack:
+                failures = [gateway.failure, registry.failure, reads.failure]
+                if self.world.weather.operations_ms:
+                    operations = await stack.enter_async_context(OperationWorker(deps, self.name))
+                    failures.append(operations.failure)
+                self.exchange.serve(log.loop, create_app(deps))
+                try:
+                    await self.until_end(*failures)
+                finally:
+                    self.exchange.close()
+                    deps.stop()
 
     def forget(self) -> None:
         self.exchange.close()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
+from penstock.api import operating
 from penstock.core import job
 from penstock.core.job import TERMINAL
 from penstock.orchestrator import backlog, retention, timers
@@ -21,6 +22,7 @@ def scaled(weather: Weather) -> Iterator[None]:
         enter = patches.enter_context
         enter(mock.patch.multiple(backlog, WINDOW=window, REFILL_BELOW=max(1, window // 8)))
         enter(mock.patch.object(timers, "HORIZON_MS", weather.horizon_ms))
+        enter(mock.patch.object(operating, "PAGE_JOBS", 2))
         if weather.forget_ms:
             enter(mock.patch.object(job, "MAX_VERB_AGE_MS", VERB_AGE_MS))
             enter(mock.patch.multiple(retention, MIN_AGE_MS=2 * VERB_AGE_MS, SHORTEST_PAUSE_MS=700))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from penstock.api import operating
 from penstock.core import job
 from penstock.core.job import TERMINAL, Place
 from penstock.core.partition import PartitionFold
@@ -61,6 +62,10 @@ UNKNOWN = Weather(storm_ms=5_000, partitions=1, jobs=15, append_fault=0.3)
 CRASHES = Weather(storm_ms=6_000, partitions=2, projections=2, jobs=20, crash_in_writes=0.1)
 UPGRADE = Weather(storm_ms=8_000, partitions=1, workers=1, orchestrators=2, jobs=60, upgrade_ms=200)
 COPY = Weather(storm_ms=4_000, partitions=2, orchestrators=1, jobs=15, verbs=0.5, odd_lines=0.5, copy_to=3)
+BULK = Weather(
+    storm_ms=8_000, partitions=2, orchestrators=1, workers=1, http_workers=1, jobs=60, process_trouble_ms=300,
+    operations_ms=500,
+)  # fmt: skip
 FORGETFUL = Weather(storm_ms=4_000, partitions=1, orchestrators=1, jobs=10, forget_ms=FORGET_MS)
 
 
@@ -191,6 +196,15 @@ def forget_without_looking_at_the_age(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(job._RULES, ev.Forgotten, rule._replace(refuses=lambda *_: None))
 
 
+def take_an_operations_open_page_for_done(patch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on with an operation believes that its last page was asked, as no checkpoint says otherwise."""
+
+    async def none(*_: object) -> list[Any]:
+        return []
+
+    patch.setattr(operating.Operator, "_not_asked_yet", none)
+
+
 MISTAKES = [
     Mistake(name_nothing_in_heartbeats, FAIR),
     Mistake(renew_at_the_gateway_what_nobody_named, GATEWAY),
@@ -205,6 +219,7 @@ MISTAKES = [
     Mistake(leave_a_job_in_the_lane_that_it_waited_in, UPGRADE),
     Mistake(copy_lines_with_the_time_of_their_copying, COPY),
     Mistake(forget_without_looking_at_the_age, FORGETFUL),
+    Mistake(take_an_operations_open_page_for_done, BULK, seeds=60),
 ]
 
 
@@ -237,8 +252,8 @@ def finding_of(seeds: Sequence[int], weather: Weather) -> str:
 
 @pytest.mark.parametrize(
     "weather",
-    [FAIR, STORM, GATEWAY, UPGRADE, COPY, FORGETFUL],
-    ids=["fair", "storm", "gateway", "upgrade", "copy", "forgetful"],
+    [FAIR, STORM, GATEWAY, UPGRADE, COPY, FORGETFUL, BULK],
+    ids=["fair", "storm", "gateway", "upgrade", "copy", "forgetful", "bulk"],
 )
 def test_without_a_mistake_nothing_is_found(weather: Weather) -> None:
     assert finding_of(range(4_000, 4_004), weather) == ""

@@ -127,6 +127,16 @@ def test_what_operators_do_in_a_storm() -> None:
     assert not missing, total
 
 
+def test_many_jobs_are_changed_at_once_under_fire() -> None:
+    """Operations come to their end whoever dies, and pass over no job."""
+    total: Counter[str] = Counter()
+    for seed in range(3_000, 3_006):
+        weather = msgspec.structs.replace(STORM, http_workers=1, apis=2, operations_ms=1_500)
+        total += simulate_whole(seed, weather)
+    assert total["operations done"] >= 20
+    assert total["jobs changed by operations"] >= 40
+
+
 def test_fair_weather_needs_no_second_try() -> None:
     """Without faults nothing is refused, nothing expires, and everybody's first lease is the only one."""
     total: Counter[str] = Counter()

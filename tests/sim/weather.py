@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 VERB_AGE_MS = 4_000
 """How far ahead a verb's ``not_after`` may lie where jobs are forgotten: what is minutes otherwise would never end."""
@@ -66,6 +67,8 @@ class Weather(Struct, frozen=True):
     """Turns of an event loop that come up to 300 ms late."""
     process_trouble_ms: int = 0
     """Mean time between crashes, pauses, cuts and orderly stops of any process."""
+    operations_ms: int = 0
+    """Somebody changes many jobs at once, about so often; 0 is nobody."""
     upgrade_ms: int = 0
     """When programs with newer rules begin to take the place of the older ones; 0 is never."""
     copy_to: int = 0
@@ -136,7 +139,7 @@ def draw_whole(random: Random) -> Weather:
     nodes = random.random() < 0.3
     # What is copied is a log that was never trimmed.
     snapshots_ms = 0 if quiet else random.choice((0, 0, 1_500))
-    return Weather(
+    drawn = Weather(
         storm_ms=random.choice((4_000, 7_000, 12_000)),
         partitions=random.choice((1, 2, 3)),
         orchestrators=random.choice((1, 2, 2, 3)),
@@ -169,3 +172,12 @@ def draw_whole(random: Random) -> Weather:
         upgrade_ms=random.choice((0, 0, 0, 0, 0, 1_000, 4_000)),
         copy_to=0 if snapshots_ms else random.choice((0, 0, 0, 0, 0, 0, 1, 2, 5)),
     )
+    return _with_operations(drawn, random)
+
+
+def _with_operations(drawn: Weather, random: Random) -> Weather:
+    """In some worlds somebody changes many jobs at once: where all that was written can be looked at in the end."""
+    plain = not (drawn.forget_ms or drawn.snapshots_ms or drawn.upgrade_ms or drawn.copy_to)
+    if not (plain and drawn.http_workers and drawn.verbs) or random.random() < 0.3:
+        return drawn
+    return replace(drawn, operations_ms=random.choice((1_000, 3_000)))

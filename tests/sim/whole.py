@@ -7,6 +7,7 @@ from random import Random
 
 import msgspec
 
+from penstock.api.operating import OPERATION
 from penstock.core.job_state import TERMINAL
 from penstock.orchestrator.outbox import QuarantineLine
 from penstock.projections.port import HistoryPage, JobView
@@ -16,6 +17,7 @@ from penstock.schemas.ids import partition_of
 from penstock.schemas.position import parse
 from tests.core.newer_rules import NEWER
 from tests.sim import checks
+from tests.sim.bulk import BulkHost
 from tests.sim.clients import ProducerHost
 from tests.sim.clocks import virtual_clocks
 from tests.sim.handlers import Stage, Witness
@@ -86,10 +88,12 @@ class WholeRun:
         self.producers = [ProducerHost(world, "log-producer", referee.turned_away)]
         if doors:
             self.producers.append(ProducerHost(world, "rest-producer", referee.turned_away, doors))
+        self.bulk = BulkHost(world, doors, lambda: list(self.expected)) if weather.operations_ms else None
         self.folding: list[FoldingHost] = [*self.orchestrators, *self.projections]
         self.hosts: list[Host] = [*self.folding, *self.apis, *self.workers, *self.producers]
         self.upgrader = UpgraderHost(world, self.folding) if weather.upgrade_ms else None
-        self.everybody: list[Host] = self.hosts + ([] if self.upgrader is None else [self.upgrader])
+        extra = [host for host in (self.upgrader, self.bulk) if host is not None]
+        self.everybody: list[Host] = [*self.hosts, *extra]
         self.producer = Producer(world, referee.held, MORE_STEPS, self._send)
         self._clear_ms = 0
         self.expected: dict[str, tuple[str, ...]] = {}
@@ -130,6 +134,9 @@ class WholeRun:
             world.after(at_ms, self._take_snapshots)
         if self.upgrader is not None:
             self.upgrader.plan()
+        if self.bulk is not None:
+            world.after(world.between(0, 200), self.bulk.start)
+            self.bulk.plan()
         world.after(1_000, self._look)
         world.run(self.weather.storm_ms)
         self._clear_up()
@@ -266,6 +273,8 @@ class WholeRun:
         found += [f"{host.name} does not run" for host in (*self.orchestrators, *self.apis) if not host.alive]
         if self.upgrader is not None:
             found += self.upgrader.unfinished(self.referee)
+        if self.bulk is not None:
+            found += self.bulk.unfinished()
         return found or self.witness.still_running()
 
     # At the end
@@ -283,10 +292,20 @@ class WholeRun:
                 key = f"default/{job}"
                 known = key in self.referee.jobs or key in world.forgotten or self.referee.turned_away(key)
                 world.require(known, f"{job} was acknowledged and is lost")
-        if self.weather.calm and not self.weather.verbs:
+        if self.weather.calm and not (self.weather.verbs or self.weather.operations_ms):
             self._reckon_calm()
+        if self.bulk is not None:
+            self.bulk.reckon(self.referee, self._result_of)
         for job in self.referee.jobs.values():
             world.stats[f"jobs {job.state}"] += 1
+
+    def _result_of(self, job: str) -> bytes:
+        """What a reader shows as result."""
+        reads = self.readers[0].reads
+        assert reads is not None
+        view = reads._parts[partition_of(job, self.world.names.partitions)].queries.view(f"default/{job}")
+        assert view is not None
+        return bytes(view.result)
 
     def _reckon_orchestrator(self, host: OrchestratorHost) -> None:
         world = self.world
@@ -340,7 +359,7 @@ class WholeRun:
         )
         wanted = (job.state, job.attempt, book.payload, book.checkpoint)
         self.world.require(shown == wanted, lambda: f"{who} shows {key} as {shown}, and it is {wanted}")
-        if view is not None and job.state == "succeeded":
+        if view is not None and job.state == "succeeded" and job.job_type != OPERATION:
             self.world.require(
                 bytes(view.result) == b'"done"', f"{who} shows {view.result!r} as result of {key}"
             )
