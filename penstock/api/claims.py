@@ -14,12 +14,11 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.api.deps import ApiDeps, deps_of
+from penstock.api.deps import deps_of
 from penstock.api.http import Answer, Operation, answer, query, read_json
+from penstock.api.lookup import fold_to_end
 from penstock.api.models import NoQuery
-from penstock.schemas.errors import ClaimsOff
 from penstock.schemas.limits import MAX_DURATION_MS
-from penstock.schemas.position import Position
 
 LEAST_AGE_MS = 3_600_000
 """No call lasts so long, from its body in the store to its line on the log."""
@@ -47,30 +46,18 @@ async def sweep_claims(request: Request) -> Response:
     deps = deps_of(request)
     query(request, NoQuery)
     asked = await read_json(request, SweepRequest, BODY_BYTES, empty=b"{}")
-    if deps.claims is None:
-        raise ClaimsOff
+    store = deps.claim_store()
     before_ms = deps.now_ms() - asked.older_than_ms
-    old = [found for found in await deps.claims.objects() if found.modified_ms < before_ms]
-    await _fold_all(deps)
+    old = [found for found in await store.objects() if found.modified_ms < before_ms]
+    await fold_to_end(deps, range(deps.topics.partitions))
     jobs = sorted({(found.tenant, found.job) for found in old})
     gone = {(tenant, job) for tenant, job in jobs if await deps.read_model.job(tenant, job) is None}
     unwanted = [found for found in old if (found.tenant, found.job) in gone]
     if not asked.dry_run:
-        await deps.claims.delete(unwanted)
+        await store.delete(unwanted)
     return answer(
         Swept(len(gone), len(unwanted), sum(found.size_bytes for found in unwanted), not asked.dry_run)
     )
-
-
-async def _fold_all(deps: ApiDeps) -> None:
-    """Wait until the read model has what is on the log now. Raises ReadBehind, ReadModelUnavailable."""
-    ends = [
-        (partition, (await deps.log.bounds(deps.topics.jobs, partition)).end)
-        for partition in range(deps.topics.partitions)
-    ]
-    wanted = {partition: Position(partition, end - 1, 0) for partition, end in ends if end}
-    if wanted:
-        await deps.read_model.wait(wanted, deps.options.verdict_wait_ms)
 
 
 OPERATIONS = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from penstock.log.bundler import LinePosition
 from penstock.log.port import Log
 from penstock.projections.port import ReadModel
-from penstock.schemas.errors import ReadModelUnavailable
+from penstock.schemas.errors import ClaimsOff, ReadModelUnavailable
 from penstock.schemas.limits import DEFAULT_PAYLOAD_BYTES, MAX_METADATA_BYTES
 from penstock.schemas.topics import Topics
 
@@ -133,6 +133,12 @@ class ApiDeps:
     def job_max_bytes(self) -> int:
         """Largest body of one job: its payload, metadata and room for the other fields."""
         return self.payload_max_bytes + MAX_METADATA_BYTES + 32 * 1024
+
+    def claim_store(self) -> ClaimStore:
+        """The store of large bodies. Raises ClaimsOff where there is none."""
+        if self.claims is None:
+            raise ClaimsOff
+        return self.claims
 
     def stop(self) -> None:
         """Answer everything that only waits: to be called before the server is asked to stop."""

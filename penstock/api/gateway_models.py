@@ -164,11 +164,14 @@ class ReportRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     incarnation: Short = ""
 
 
+OutputLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
 class OutputItem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A record that a handler logged. ``at`` is RFC 3339, by the worker's clock."""
 
     at: Annotated[str, Meta(max_length=40)]
-    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    level: OutputLevel = "info"
     logger: Annotated[str, Meta(max_length=256)] = ""
     message: Annotated[str, Meta(max_length=MAX_OUTPUT_MESSAGE_CHARS)]
     fields: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from msgspec import Raw
@@ -33,12 +34,16 @@ async def find_job(deps: ApiDeps, job_id: str) -> JobView:
     try:
         return await shown_job(deps, job_id)
     except JobNotFound:
-        partition = partition_of(job_id, deps.topics.partitions)
-        end = (await deps.log.bounds(deps.topics.jobs, partition)).end
-        if end == 0:
-            raise
-        await deps.read_model.wait({partition: Position(partition, end - 1, 0)}, deps.options.verdict_wait_ms)
+        await fold_to_end(deps, [partition_of(job_id, deps.topics.partitions)])
     return await shown_job(deps, job_id)
+
+
+async def fold_to_end(deps: ApiDeps, partitions: Iterable[int]) -> None:
+    """Wait until the read model has what is on the log now. Raises ReadBehind, ReadModelUnavailable."""
+    ends = [(number, (await deps.log.bounds(deps.topics.jobs, number)).end) for number in partitions]
+    wanted = {number: Position(number, end - 1, 0) for number, end in ends if end}
+    if wanted:
+        await deps.read_model.wait(wanted, deps.options.verdict_wait_ms)
 
 
 async def whole_body(deps: ApiDeps, job: JobView, body: Raw) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -17,20 +17,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
-from penstock.api.gateway_models import Kept, OutputReport
-from penstock.api.http import JSON, Answer, Operation, answer, check_media_type, query, read_json
+from penstock.api.gateway_models import Kept, OutputLevel, OutputReport
+from penstock.api.http import Answer, Operation, answer, query, read_json
 from penstock.api.intake import TENANT
 from penstock.api.jobs import READ_HEADERS, wait_for
 from penstock.api.lookup import find_job
 from penstock.api.models import ReadQuery, ShortText
 from penstock.api.remote_worker import partition_of_lease
 from penstock.projections.port import JobView
-from penstock.schemas.errors import ClaimsOff, InvalidField, NotFound
+from penstock.schemas.errors import InvalidField, NotFound
 from penstock.schemas.ids import partition_of
 from penstock.schemas.limits import MAX_OUTPUT_BYTES
 
 LOOK_EVERY_S = 0.3
-LEVELS = ("debug", "info", "warning", "error", "critical")
+LEVELS = get_args(OutputLevel)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -42,7 +42,7 @@ class LogQuery(ReadQuery, frozen=True):
     """
 
     contains: ShortText | None = None
-    level: Literal["debug", "info", "warning", "error", "critical"] = "debug"
+    level: OutputLevel = "debug"
     first: Annotated[int, Meta(ge=0, lt=1 << 31)] = msgspec.field(default=0, name="from")
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
 
@@ -107,9 +107,7 @@ def _has_ended(job: JobView, attempt: int) -> bool:
 
 
 async def _stored(deps: ApiDeps, job: JobView, attempt: int) -> list[bytes]:
-    if deps.claims is None:
-        raise ClaimsOff
-    return (await deps.claims.output(job.tenant, job.id, attempt)).splitlines()
+    return (await deps.claim_store().output(job.tenant, job.id, attempt)).splitlines()
 
 
 def _wanted(lines: Sequence[bytes], asked: LogQuery) -> list[bytes]:
@@ -136,15 +134,13 @@ def _rank(level: str) -> int:
 async def keep_output(request: Request) -> Response:
     """From a worker over HTTP."""
     deps = deps_of(request)
-    check_media_type(request, JSON)
     asked = await read_json(request, OutputReport, MAX_OUTPUT_BYTES + 64 * 1024)
-    if deps.claims is None:
-        raise ClaimsOff
+    store = deps.claim_store()
     partitions = deps.topics.partitions
     if partition_of_lease(asked.lease, partitions) != partition_of(asked.job, partitions):
         raise InvalidField("lease: not a lease of this job", field="lease")
     lines = b"".join(_encode(item) + b"\n" for item in asked.items)
-    await deps.claims.keep_output(TENANT, asked.job, asked.attempt, int(asked.fence), asked.number, lines)
+    await store.keep_output(TENANT, asked.job, asked.attempt, int(asked.fence), asked.number, lines)
     return answer(Kept(len(asked.items)))
 
 

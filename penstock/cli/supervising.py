@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -75,13 +75,6 @@ class _Slot:
     not_before_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Fleet:
-    children: dict[int, _Child] = field(default_factory=dict[int, _Child])
-    """By the number of their slot, from 1."""
-    slots: dict[int, _Slot] = field(default_factory=dict[int, _Slot])
-
-
 def supervise(settings: Settings, run_child: Callable[[Settings, Tie], None]) -> None:
     """Keep as many processes as ``settings.processes`` and the work want, until told to stop.
 
@@ -101,7 +94,9 @@ class _Supervisor:
         self._settings = settings
         self._bounds = bounds_of(settings.processes)
         self._scaling = Scaling(self._bounds)
-        self._fleet = _Fleet()
+        self._children: dict[int, _Child] = {}
+        """By the number of their slot, from 1."""
+        self._slots: dict[int, _Slot] = {}
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._stopping_s: float | None = None
@@ -123,7 +118,7 @@ class _Supervisor:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]  # as it was given
-        for child in self._fleet.children.values():
+        for child in self._children.values():
             os.close(child.load_fd)
             os.close(child.life_fd)
         self._selector.close()
@@ -134,7 +129,7 @@ class _Supervisor:
         """Supervise to the end, in the parent; in a child, what ties it to its parent."""
         while True:
             self._reap()
-            if self._stopping_s is not None and not self._fleet.children:
+            if self._stopping_s is not None and not self._children:
                 break
             if self._stopping_s is None:
                 tie = self._scale()
@@ -152,16 +147,16 @@ class _Supervisor:
 
     def _scale(self) -> Tie | None:
         now_s = time.monotonic()
-        staying = {number: child for number, child in self._fleet.children.items() if not child.leaving}
+        staying = {number: child for number, child in self._children.items() if not child.leaving}
         loads = [(number, child.load) for number, child in sorted(staying.items())]
         wanted = self._scaling.wanted(loads, now_s * 1_000)
         if wanted < len(staying):
             self._leave(staying[max(staying)], f"{wanted} are enough")
         for _ in range(wanted - len(staying)):
             number = next(
-                n for n in range(1, self._bounds.most + len(staying) + 2) if n not in self._fleet.children
+                n for n in range(1, self._bounds.most + len(staying) + 2) if n not in self._children
             )
-            slot = self._fleet.slots.setdefault(number, _Slot())
+            slot = self._slots.setdefault(number, _Slot())
             if now_s < slot.not_before_s:
                 continue
             tie = self._start(number)
@@ -184,9 +179,9 @@ class _Supervisor:
         os.close(life_end)
         os.set_blocking(load_fd, False)
         child = _Child(number, pid, load_fd, life_fd, time.monotonic())
-        self._fleet.children[number] = child
+        self._children[number] = child
         self._selector.register(load_fd, selectors.EVENT_READ, child)
-        _log.info("worker process %d started, %d run", number, len(self._fleet.children))
+        _log.info("worker process %d started, %d run", number, len(self._children))
         return None
 
     def _leave(self, child: _Child, why: str) -> None:
@@ -195,14 +190,14 @@ class _Supervisor:
         os.kill(child.pid, signal.SIGTERM)
 
     def _reap(self) -> None:
-        for number, child in list(self._fleet.children.items()):
+        for number, child in list(self._children.items()):
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
                 continue
             self._selector.unregister(child.load_fd)
             os.close(child.load_fd)
             os.close(child.life_fd)
-            del self._fleet.children[number]
+            del self._children[number]
             if not child.leaving and self._stopping_s is None:
                 self._ended(child, os.waitstatus_to_exitcode(status))
 
@@ -213,7 +208,7 @@ class _Supervisor:
             self._failed = code
             self._stop()
             return
-        slot = self._fleet.slots[child.number]
+        slot = self._slots[child.number]
         lived_s = time.monotonic() - child.started_s
         slot.pause_s = (
             0.0 if lived_s >= LIVED_S else min(max(2 * slot.pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
@@ -249,7 +244,7 @@ class _Supervisor:
 
     def _stop(self) -> None:
         self._stopping_s = time.monotonic()
-        for child in self._fleet.children.values():
+        for child in self._children.values():
             if not child.leaving:
                 self._leave(child, "all are to stop")
 
@@ -259,7 +254,7 @@ class _Supervisor:
             self._kill()
 
     def _kill(self) -> None:
-        for child in self._fleet.children.values():
+        for child in self._children.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
 

@@ -58,7 +58,7 @@ def body_of(claim: Claim) -> bytes:
 
 def claim_key(tenant: str, job: str, sha256: str) -> str:
     """Key of the object: ``<tenant>/job-<job>/<sha256>``, with ``+`` for ``:`` and ``=`` for ``~`` of the job's id."""
-    return f"{tenant}/{_PREFIX}{job.translate(_SEGMENT)}/{sha256}"
+    return f"{_folder(tenant, job)}/{sha256}"
 
 
 def output_key(tenant: str, job: str, attempt: int, fence: int, number: int) -> str:
@@ -68,7 +68,11 @@ def output_key(tenant: str, job: str, attempt: int, fence: int, number: int) -> 
 
 def output_prefix(tenant: str, job: str, attempt: int) -> str:
     """What the keys of all parts of an attempt's output begin with."""
-    return f"{tenant}/{_PREFIX}{job.translate(_SEGMENT)}/attempt-{attempt}"
+    return f"{_folder(tenant, job)}/attempt-{attempt}"
+
+
+def _folder(tenant: str, job: str) -> str:
+    return f"{tenant}/{_PREFIX}{job.translate(_SEGMENT)}"
 
 
 _JOBS = "/api/v1/jobs"

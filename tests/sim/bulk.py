@@ -49,7 +49,6 @@ class BulkHost(Host):
         super().__init__(world, "bulk")
         self._doors, self._jobs = doors, jobs
         self.wishes: list[Wish] = []
-        self._more = asyncio.Event()
 
     def plan(self) -> None:
         """Want something now and then."""
