@@ -98,6 +98,12 @@ def _projection(statuses: Sequence[PartitionStatus]) -> list[Metric]:
     ends = _gauge("penstock_projection_end_offset", "End of the log when last seen.", ["partition"])
     lags = _gauge("penstock_projection_lag_records", "Offsets not folded yet.", ["partition"])
     leads = _gauge("penstock_partition_led", "1 where an orchestrator has announced itself.", ["partition"])
+    indexed = _gauge(
+        "penstock_text_indexed", "1 where the text index has the whole partition.", ["partition"]
+    )
+    unindexed = _gauge(
+        "penstock_text_index_waiting_jobs", "Jobs that wait for the text index.", ["partition"]
+    )
     lines = _gauge(
         "penstock_folded_lines", "Lines on the log, by what the fold made of them.", ["partition", "outcome"]
     )
@@ -107,9 +113,11 @@ def _projection(statuses: Sequence[PartitionStatus]) -> list[Metric]:
         ends.add_metric(label, status.end_offset)
         lags.add_metric(label, max(0, status.end_offset - status.next_offset))
         leads.add_metric(label, 1 if status.leader else 0)
+        indexed.add_metric(label, 1 if status.text_indexed else 0)
+        unindexed.add_metric(label, status.unindexed_jobs)
         for outcome in ("accepted", "refused", "quarantined", "misrouted", "unknown_jobs"):
             lines.add_metric([*label, outcome], getattr(status, outcome))
-    return [following, ends, lags, leads, lines]
+    return [following, ends, lags, leads, indexed, unindexed, lines]
 
 
 def _jobs(counts: Counts) -> list[Metric]:

@@ -112,6 +112,7 @@ async def start_node(
     stack: AsyncExitStack, settings: Settings, opened: OpenedLog, *, alone: bool = False
 ) -> tuple[Orchestrator, SharedReadModel]:
     """An orchestrator and the read model of its partitions, over one fold."""
+    from penstock.cli.folders import NODE
     from penstock.projections.read_model import SharedReadModel
 
     reads = await stack.enter_async_context(
@@ -120,6 +121,7 @@ async def start_node(
             opened.namespace.topics,
             partitions=settings.folded,
             history_age_ms=settings.retention_history,
+            text_index=NODE.path(settings.data) if settings.text_index else None,
         )
     )
     return await start_orchestrator(stack, settings, opened, alone=alone, readers=reads), reads
@@ -141,6 +143,7 @@ async def start_projection(stack: AsyncExitStack, settings: Settings, opened: Op
             generation=namespace.generation,
             history_age_ms=settings.retention_history,
             snapshots=archiving.snapshots_of(settings),
+            text_index=settings.text_index,
         )
     )
 
@@ -280,6 +283,8 @@ def projection_health(projection: ReadModelService) -> tuple[Problems, Numbers]:
             found[f'penstock_projection_lag_records{{partition="{partition}"}}'] = lag
         if isinstance(projection, ProjectionService):
             found.update(projection.snapshot_numbers())
+        for partition, jobs in projection.unindexed.items():
+            found[f'penstock_text_index_waiting_jobs{{partition="{partition}"}}'] = jobs
         return found
 
     return ProgressCheck(lambda: projection.lags, lambda: projection.offsets), numbers

@@ -136,6 +136,8 @@ class Settings(BaseSettings):
     retention_deleted: Retention = None
     retention_history: Duration = None
     """How long the read model keeps a forgotten job's history, in ms."""
+    text_index: bool = True
+    """Whether the read model keeps an index of what searches look for inside jobs."""
 
     archive: str = ""
     """Where the jobs log is archived: a folder or the address of a bucket; empty is nowhere."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from heapq import nlargest, nsmallest
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple, Protocol
 
 from penstock.core.job_state import Job
 from penstock.core.rows import decode_job_row, job_row_key
 from penstock.log.kv import KeyValueStore
-from penstock.projections.groups import Group, Groups
+from penstock.projections.groups import Groups
 from penstock.projections.port import JobFilter
 from penstock.projections.rows import INDEX, MARKS, behind, index_key, split_index_key
 from penstock.schemas.ids import job_key
@@ -21,15 +22,48 @@ ListKey = tuple[int, str]
 MOST_WITH_PREFIX = 5_000
 """With more ids that begin alike, groups are looked through instead."""
 
-_TAG, _UNIQUE = b"t", b"u"
+_TAG, _UNIQUE, _ERRORS = b"t", b"u", b"e"
+_EVER_MS = 1 << 63
+_COMPLEMENT = bytes(range(255, -1, -1))
 
 
-def marks_of(job: Job) -> list[bytes]:
-    """What the keys begin with under which a job stands in the index of marks: its tags, and its unique key."""
+class _Head(NamedTuple):
+    """The next place below a prefix, by its rank; no place where it was not looked at yet."""
+
+    ms: int
+    name: bytes
+    number: int
+    place: ListKey | None
+    rest: Iterator[ListKey]
+
+
+class Texts(Protocol):
+    """A text index, where there is one."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has the whole partition."""
+        ...
+
+    def places(self, tenant: str, wanted: JobFilter, window: Window) -> Iterator[ListKey] | None:
+        """Of jobs among which all that match are, in order; None where these would not be few."""
+        ...
+
+
+def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
+    """What the keys begin with under which a job stands in the index of marks: its tags, its unique key, and whether
+    it has errors."""
     marks = [_mark(_TAG, job.tenant, tag) for tag in job.tags]
     if job.unique_key:
         marks.append(_unique_mark(job.tenant, job.unique_key))
+    if has_errors:
+        marks.append(errors_mark(job.tenant))
     return marks
+
+
+def errors_mark(tenant: str) -> bytes:
+    """What the keys of jobs with errors begin with."""
+    return _mark(_ERRORS, tenant, "")
 
 
 def _mark(kind: bytes, tenant: str, name: str) -> bytes:
@@ -47,55 +81,64 @@ class Candidates:
     def __init__(self, kv: KeyValueStore, groups: Groups) -> None:
         self._kv = kv
         self._groups = groups
+        self.texts: Texts | None = None
 
     def of(
-        self, tenant: str, wanted: JobFilter, edge: ListKey | None, limit: int, *, descending: bool = True
-    ) -> list[ListKey]:
-        """The first jobs behind ``edge`` among which all that match are, in creation order; fewer than ``limit`` only
-        where there are no more. Now and then more than that."""
-        window = _Window(wanted, edge, descending=descending)
+        self, tenant: str, wanted: JobFilter, edge: ListKey | None = None, *, descending: bool = True
+    ) -> Iterator[ListKey]:
+        """Jobs behind ``edge`` among which all that match are, in creation order, along the index that is narrowest.
+
+        Some may not match, or not be there any longer. Nothing is looked up before it is asked for.
+        """
+        window = Window(wanted, edge, descending=descending)
         if wanted.unique_key:
-            return self._marked([_unique_mark(tenant, wanted.unique_key)], window, limit)
+            return self._marked([_unique_mark(tenant, wanted.unique_key)], window)
         if wanted.id_prefix:
             found = self._with_prefix(tenant, wanted.id_prefix)
             if found is not None:
-                return sorted(filter(window.has, found), reverse=descending)
+                return iter(sorted(filter(window.has, found), reverse=descending))
+        by_text = None if self.texts is None else self.texts.places(tenant, wanted, window)
+        if by_text is not None:
+            return by_text
         if wanted.tags:
-            return self._marked([_mark(_TAG, tenant, wanted.tags[0])], window, limit)
+            return self._marked([_mark(_TAG, tenant, wanted.tags[0])], window)
         if wanted.tags_any:
-            return self._marked([_mark(_TAG, tenant, tag) for tag in wanted.tags_any], window, limit)
+            return self._marked([_mark(_TAG, tenant, tag) for tag in wanted.tags_any], window)
+        if wanted.has_errors or wanted.error_contains:
+            return self._marked([errors_mark(tenant)], window)
         groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
-        return self._in_groups(groups, window, limit)
+        return self._merged([(INDEX, group.prefix, group.newest_ms) for group in groups], window)
 
-    def _in_groups(self, groups: list[Group], window: _Window, limit: int) -> list[ListKey]:
-        """Newest first, groups are opened from the one with the newest job on, until none can have anything newer than
-        what is found."""
-        groups.sort(key=lambda group: group.newest_ms, reverse=True)
-        found: list[ListKey] = []
-        for group in groups:
-            full = len(found) >= limit
-            if full and window.descending and group.newest_ms < found[-1][0]:
-                break
-            least = found[limit - 1] if full else None
-            more = list(self._scan(INDEX, group.prefix, window, min(limit, group.jobs), least))
-            if more:
-                found = sorted((*found, *more), reverse=window.descending)[:limit]
-        return found
+    def _marked(self, marks: Sequence[bytes], window: Window) -> Iterator[ListKey]:
+        return self._merged([(MARKS, mark, _EVER_MS) for mark in marks], window)
 
-    def _marked(self, marks: Sequence[bytes], window: _Window, limit: int) -> list[ListKey]:
-        found = {key for mark in marks for key in self._scan(MARKS, mark, window, limit)}
-        return nlargest(limit, found) if window.descending else nsmallest(limit, found)
+    def _merged(self, prefixes: Sequence[tuple[str, bytes, int]], window: Window) -> Iterator[ListKey]:
+        """Places below several prefixes of a family, each once. Of each prefix it is known that nothing below it was
+        created after a time: newest first, it is opened only once that time is reached."""
+        heap: list[_Head] = [
+            _Head(
+                -newest_ms if window.descending else 0, b"", number, None, self._scan(family, prefix, window)
+            )
+            for number, (family, prefix, newest_ms) in enumerate(prefixes)
+        ]
+        heapify(heap)
+        last: ListKey | None = None
+        while heap:
+            head = heap[0]
+            if head.place is not None and head.place != last:
+                yield head.place
+                last = head.place
+            place = next(head.rest, None)
+            if place is None:
+                heappop(heap)
+            else:
+                heapreplace(heap, _Head(*window.rank(place), head.number, place, head.rest))
 
-    def _scan(
-        self, family: str, prefix: bytes, window: _Window, limit: int, least: ListKey | None = None
-    ) -> Iterator[ListKey]:
-        """Keys of one index in order, as far as ``least``, behind which they are of no use."""
+    def _scan(self, family: str, prefix: bytes, window: Window) -> Iterator[ListKey]:
+        """Places below one prefix, in order."""
         start, stop = window.bounds(prefix)
-        for row, _ in self._kv.scan(family, start, stop, reverse=window.descending, limit=limit):
-            key = split_index_key(row, len(prefix))
-            if least is not None and (key < least if window.descending else key > least):
-                return
-            yield key
+        for row, _ in self._kv.scan(family, start, stop, reverse=window.descending):
+            yield split_index_key(row, len(prefix))
 
     def _with_prefix(self, tenant: str, prefix: str) -> list[ListKey] | None:
         """All jobs whose ids begin so; None if they are too many."""
@@ -109,24 +152,31 @@ class Candidates:
         return None if len(found) > MOST_WITH_PREFIX else found
 
 
-class _Window:
-    """Between which places in creation order a search looks, and which way."""
+class Window:
+    """Between which places in creation order a search looks, and which way: ``low <= place < high``."""
 
     def __init__(self, wanted: JobFilter, edge: ListKey | None, *, descending: bool) -> None:
         self.descending = descending
-        self._low: ListKey = (wanted.created_after or 0, "")
-        """Not before this place."""
-        self._high: ListKey | None = None if wanted.created_before is None else (wanted.created_before, "")
-        """Before this place."""
+        self.low: ListKey = (wanted.created_after or 0, "")
+        self.high: ListKey | None = None if wanted.created_before is None else (wanted.created_before, "")
         if edge is not None and descending:
-            self._high = edge if self._high is None else min(edge, self._high)
+            self.high = edge if self.high is None else min(edge, self.high)
         elif edge is not None:
             # No id has a NUL: this is the next place behind the edge.
-            self._low = max((edge[0], edge[1] + "\0"), self._low)
+            self.low = max((edge[0], edge[1] + "\0"), self.low)
 
-    def has(self, key: ListKey) -> bool:
-        return key >= self._low and (self._high is None or key < self._high)
+    def has(self, place: ListKey) -> bool:
+        return place >= self.low and (self.high is None or place < self.high)
 
     def bounds(self, prefix: bytes) -> tuple[bytes, bytes]:
-        stop = behind(prefix) if self._high is None else index_key(prefix, *self._high)
-        return index_key(prefix, *self._low), stop
+        """As keys of one index."""
+        stop = behind(prefix) if self.high is None else index_key(prefix, *self.high)
+        return index_key(prefix, *self.low), stop
+
+    def rank(self, place: ListKey) -> tuple[int, bytes]:
+        """What sorts places in the order of the search, first ones lowest."""
+        created_at_ms, job_id = place
+        if self.descending:
+            # The complement of a beginning would come before that of what goes on, but for the end.
+            return -created_at_ms, job_id.encode().translate(_COMPLEMENT) + b"\xff"
+        return created_at_ms, job_id.encode()

@@ -7,9 +7,11 @@ that is looked at last, for jobs that pass otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from penstock.core.job_state import Job
-from penstock.projections.port import JobFilter, JobView
+from penstock.projections.port import JobFilter
+from penstock.projections.views import ErrorRow
 
 _TIMES = (
     ("created", "created_at_ms"),
@@ -81,23 +83,33 @@ def _between(attribute: str, after_ms: int, before_ms: int | None) -> Test:
     return test
 
 
-def passes_inside(wanted: JobFilter, job: JobView) -> bool:
+class Inside(NamedTuple):
+    """What a search looks at inside a job. ``payload`` is as it was written; ``errors`` are those kept."""
+
+    job: Job
+    payload: bytes
+    errors: Sequence[ErrorRow]
+
+
+def searched_text(inside: Inside) -> str:
+    """What ``text`` is looked for in, case folded. Whatever is found in a payload or an error is found here too."""
+    texts = [inside.payload.decode("utf-8", "replace"), inside.job.job_type, *inside.job.tags]
+    for error in inside.errors:
+        texts += [error.code, error.message]
+    return "\n".join(texts).casefold()
+
+
+def passes_inside(wanted: JobFilter, job: Inside) -> bool:
     """Whether a job's errors and bodies are as asked for."""
     if wanted.has_errors is not None and bool(job.errors) != wanted.has_errors:
         return False
-    if wanted.payload_contains and wanted.payload_contains.encode() not in bytes(memoryview(job.payload)):
+    if wanted.payload_contains and wanted.payload_contains.encode() not in job.payload:
         return False
     if wanted.error_contains and not any(
         wanted.error_contains in error.code or wanted.error_contains in error.message for error in job.errors
     ):
         return False
-    return not wanted.text or _has_words(wanted.text.casefold().split(), job)
-
-
-def _has_words(words: Sequence[str], job: JobView) -> bool:
-    payload = bytes(memoryview(job.payload)).decode("utf-8", "replace")
-    texts = [payload, job.type, *job.tags]
-    for error in job.errors:
-        texts += [error.code, error.message]
-    whole = "\n".join(texts).casefold()
-    return all(word in whole for word in words)
+    if not wanted.text:
+        return True
+    whole = searched_text(job)
+    return all(word in whole for word in wanted.text.casefold().split())

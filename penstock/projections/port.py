@@ -241,6 +241,10 @@ class PartitionStatus(Struct, frozen=True, kw_only=True):
     leader: str = ""
     rules: int = 1
     """Version of the rules that it follows."""
+    text_indexed: bool = False
+    """Whether the text index has it whole; without that, searches inside jobs look at one job after another."""
+    unindexed_jobs: int = 0
+    """Jobs whose texts changed and wait for the text index; searches look at them as well."""
 
 
 class OperatedItem(Struct, frozen=True):

@@ -16,7 +16,7 @@ from penstock.core.job import Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch
 from penstock.log.port import Record
-from penstock.projections.candidates import marks_of
+from penstock.projections.candidates import errors_mark, marks_of
 from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
 from penstock.projections.retention import forgotten_key
@@ -41,6 +41,7 @@ from penstock.projections.rows import (
     job_prefix,
     number,
 )
+from penstock.projections.unindexed import Unindexed
 from penstock.projections.views import SHOWN_ERRORS, ErrorRow, errors_of
 from penstock.projections.waiting import OffsetWaiters
 from penstock.schemas import events as ev
@@ -76,13 +77,20 @@ class ProjectionNumbers(Struct, kw_only=True):
 
 
 class Projector:
-    """Folds one partition into its store and views. Use from one thread."""
+    """Folds one partition into its store and views. Use from one thread.
 
-    def __init__(self, store: PartitionStore, numbers: ProjectionNumbers | None = None) -> None:
+    Args:
+        indexed: whether a text index takes in what is folded.
+    """
+
+    def __init__(
+        self, store: PartitionStore, numbers: ProjectionNumbers | None = None, *, indexed: bool = False
+    ) -> None:
         self.store = store
         self.numbers = numbers or ProjectionNumbers()
         self.groups = Groups(store.store)
         self.operated = Operated(store.store)
+        self.unindexed = Unindexed(store.store, kept=indexed)
         self._touched: dict[str, _Touched] = {}
         self._refused: dict[str, list[tuple[int, RefusedRow]]] = {}
         self._refused_counts: dict[str, int] = {}
@@ -158,6 +166,7 @@ class Projector:
         self._forgotten.clear()
         self._activated.clear()
         self.operated.written()
+        self.unindexed.written()
         self.numbers.commits += 1
         self.applied_at_ms = time.time_ns() // 1_000_000
         self.waiters.reached(self.store.committed_offset)
@@ -212,10 +221,13 @@ class Projector:
             lines = touched.lines
             put(HISTORY, job_prefix(key) + number(lines[0][0]), encode(lines))
             self._write_index(batch, key, touched.before, touched.after)
+            self.unindexed.note(key, touched.before, touched.after, failed=key in self._errors)
         for key, errors in self._errors.items():
-            touched = self._touched[key]
-            if touched.after is not None:
+            after = self._touched[key].after
+            if after is not None:
                 put(ERRORS, key.encode(), encode(errors))
+                if errors and after.state != "deleted":
+                    put(MARKS, index_key(errors_mark(after.tenant), after.created_at_ms, after.id), b"")
         for key, rows in self._refused.items():
             self._write_refused(batch, key, rows)
         for position, row in self._quarantined:
@@ -226,6 +238,7 @@ class Projector:
             put(ACTIVATED, number(position), encode(version))
         self.groups.write(batch)
         self.operated.write(batch)
+        self.unindexed.write(batch, self.store.next_offset)
 
     def _write_index(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
         groups = self.groups
@@ -237,7 +250,7 @@ class Projector:
             or (after.state == "deleted") != (before.state == "deleted")
             or before.created_at_ms != after.created_at_ms
         ):
-            self._write_marks(batch, before, after)
+            self._write_marks(batch, key, before, after)
         old = None if before is None or before.state == "deleted" else groups.of(before)
         new = None if after is None or after.state == "deleted" else groups.of(after)
         if old is new and (before is None or after is None or before.created_at_ms == after.created_at_ms):
@@ -249,14 +262,15 @@ class Projector:
             batch.put(INDEX, index_key(new.prefix, after.created_at_ms, after.id), b"")
             groups.add(new, after.created_at_ms)
 
-    @staticmethod
-    def _write_marks(batch: Batch, before: Job | None, after: Job | None) -> None:
-        """Most jobs have none. They stay alike as long as a job is shown."""
+    def _write_marks(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
+        """Most jobs have none. They stay alike as long as a job is shown, but for that of its first error."""
+        had_errors = before is not None and self.store.store.get(ERRORS, key.encode()) is not None
         if before is not None and before.state != "deleted":
-            for mark in marks_of(before):
+            for mark in marks_of(before, has_errors=had_errors):
                 batch.delete(MARKS, index_key(mark, before.created_at_ms, before.id))
         if after is not None and after.state != "deleted":
-            for mark in marks_of(after):
+            has_errors = bool(self._errors[key]) if key in self._errors else had_errors
+            for mark in marks_of(after, has_errors=has_errors):
                 batch.put(MARKS, index_key(mark, after.created_at_ms, after.id), b"")
 
     def _write_refused(self, batch: Batch, key: str, rows: list[tuple[int, RefusedRow]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
@@ -11,10 +12,11 @@ from penstock.core.rules import RuleSet
 from penstock.core.unique import decode_key_row, held_by, key_row_key
 from penstock.projections.as_of import job_as_of
 from penstock.projections.candidates import Candidates, ListKey
-from penstock.projections.filters import passes_inside, row_test
+from penstock.projections.filters import Inside, passes_inside, row_test
 from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
 from penstock.projections.port import (
+    NULL,
     CountRow,
     HistoryItem,
     HistoryPage,
@@ -34,6 +36,7 @@ from penstock.projections.rows import (
     Line,
     RefusedSummary,
     after_prefix,
+    behind,
     decode_errors,
     decode_lines,
     decode_quarantine,
@@ -101,6 +104,26 @@ class PartitionQueries:
         rows = self._kv.multi_get(FOLD, [job_row_key(key) for key in keys])
         return [None if row is None else decode_job_row(row) for row in rows]
 
+    def jobs_behind(self, key: str, limit: int) -> list[Job]:
+        """The fold's rows of the first jobs behind a job's key, by key; of all jobs behind an empty one."""
+        start = job_row_key(key)
+        rows = self._kv.scan(FOLD, start + b"\0" if key else start, behind(job_row_key("")), limit=limit)
+        return [decode_job_row(data) for _, data in rows]
+
+    def insides(self, jobs: Sequence[Job]) -> list[Inside]:
+        """What can be searched inside of jobs."""
+        keys = [job_key(job.tenant, job.id) for job in jobs]
+        payloads = self._kv.multi_get(BODIES, [body_row_key(key, BODY_KINDS[0]) for key in keys])
+        errors = self._kv.multi_get(ERRORS, [key.encode() for key in keys])
+        return [
+            Inside(
+                job,
+                payload if payload and job.payload_hash else bytes(NULL),
+                () if failed is None else decode_errors(failed),
+            )
+            for job, payload, failed in zip(jobs, payloads, errors, strict=True)
+        ]
+
     def view(self, key: str) -> JobView | None:
         return self.views([key])[0]
 
@@ -125,7 +148,7 @@ class PartitionQueries:
 
     def newest(self, query: JobsQuery, below: ListKey | None, limit: int) -> list[ListKey]:
         """The first ``limit`` matching jobs, newest first, of those that sort after ``below``."""
-        return self.candidates.of(query.tenant, query.filter, below, limit)[:limit]
+        return list(islice(self.candidates.of(query.tenant, query.filter, below), limit))
 
     def number_of(self, tenant: str, wanted: JobFilter) -> int:
         """Exact number of jobs with the state, queue, type and pool that are asked for."""
@@ -244,8 +267,8 @@ class PartitionQueries:
         """Accepted lines from the row of ``packed`` backwards, then those behind it."""
         middle = prefix + number(packed + 1)
         before = self._kv.scan(HISTORY, prefix, middle, reverse=True, limit=_SEARCHED_ROWS)
-        behind = self._kv.scan(HISTORY, middle, after_prefix(prefix), limit=_SEARCHED_ROWS)
-        for scan in (before, behind):
+        after = self._kv.scan(HISTORY, middle, after_prefix(prefix), limit=_SEARCHED_ROWS)
+        for scan in (before, after):
             for _, data in scan:
                 for position, time_ms, line in reversed(decode_lines(data)):
                     yield history_item(self.partition, position, time_ms, line)
@@ -274,13 +297,10 @@ class PartitionQueries:
         asked for."""
         keys = list(dict.fromkeys(key for _, key in lines))
         passes = row_test(wanted)
-        matching = {
-            key for key, job in zip(keys, self.jobs(keys), strict=True) if job is not None and passes(job)
-        }
-        if wanted.looks_inside and matching:
-            names = list(matching)
-            views = zip(names, self.views(names), strict=True)
-            matching = {key for key, view in views if view is not None and passes_inside(wanted, view)}
+        passed = [job for job in self.jobs(keys) if job is not None and passes(job)]
+        if wanted.looks_inside:
+            passed = [inside.job for inside in self.insides(passed) if passes_inside(wanted, inside)]
+        matching = {job_key(job.tenant, job.id) for job in passed}
         return [
             "" if key not in matching else "applied" if self._is_accepted(key, packed) else "refused"
             for packed, key in lines
@@ -314,7 +334,13 @@ class PartitionQueries:
             )
         return found
 
-    def status(self, end_offset: int, applied_at_ms: int) -> PartitionStatus:
+    @property
+    def text_indexed(self) -> bool:
+        """Whether a text index has the partition whole."""
+        texts = self.candidates.texts
+        return texts is not None and texts.whole
+
+    def status(self, end_offset: int, applied_at_ms: int, *, unindexed_jobs: int = 0) -> PartitionStatus:
         store, state = self._store, self._store.state
         return PartitionStatus(
             partition=self.partition,
@@ -331,4 +357,6 @@ class PartitionQueries:
             epoch=state.epoch,
             leader=state.leader,
             rules=state.rules,
+            text_indexed=self.text_indexed,
+            unindexed_jobs=unindexed_jobs,
         )

@@ -12,11 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from penstock.log.port import Log
 from penstock.log.supervision import supervise, tell
+from penstock.projections.indexing import IndexedPart, Indexer
 from penstock.projections.merge import QuarantinePage
 from penstock.projections.operated import remove_operated
 from penstock.projections.port import (
@@ -55,9 +57,9 @@ VERDICTS_A_SLICE = 200
 class Part:
     """One partition: its projector, its readers, and where the log ended when last asked."""
 
-    def __init__(self, store: PartitionStore, numbers: ProjectionNumbers) -> None:
+    def __init__(self, store: PartitionStore, numbers: ProjectionNumbers, *, indexed: bool) -> None:
         self.store = store
-        self.projector = Projector(store, numbers)
+        self.projector = Projector(store, numbers, indexed=indexed)
         self.queries = PartitionQueries(store, self.projector.groups)
         self.waiters = self.projector.waiters
         self.end_offset = store.next_offset
@@ -71,6 +73,7 @@ class ReadModelService:
     Args:
         partitions: which to serve; all of the topic's where None.
         history_age_ms: how long the history of a forgotten job stays; for ever where None.
+        text_index: a folder to keep the text index in; none is kept where None.
     """
 
     failure: asyncio.Future[None]
@@ -83,6 +86,7 @@ class ReadModelService:
         *,
         partitions: Iterable[int] | None = None,
         history_age_ms: int | None = None,
+        text_index: Path | None = None,
     ) -> None:
         self.numbers = ProjectionNumbers()
         self.topics = topics
@@ -96,16 +100,22 @@ class ReadModelService:
         self._asked = asyncio.Event()
         """Set when somebody begins to wait for a position."""
         self._pace = CommitPace(len(self._partitions))
+        self._indexer = None if text_index is None else Indexer(text_index, lambda: self.numbers.lines)
 
     def attach(self, store: PartitionStore) -> None:
         """Answer for a store from now on: what is folded into it comes into the read model as well."""
-        self._parts[store.partition] = Part(store, self.numbers)
+        part = Part(store, self.numbers, indexed=self._indexer is not None)
+        self._parts[store.partition] = part
+        if self._indexer is not None:
+            self._indexer.attach(IndexedPart(store, part.queries, part.projector.unindexed))
         queries = {partition: part.queries for partition, part in self._parts.items()}
         self._reads = LocalReads(queries, self.topics.partitions)
 
     def detach(self) -> None:
         """The stores are about to be closed: nothing is answered any more."""
         self._fail_waiters()
+        if self._indexer is not None:
+            self._indexer.detach()
         self._parts = {}
         self._reads = LocalReads({}, self.topics.partitions)
 
@@ -114,6 +124,8 @@ class ReadModelService:
         if self.history_age_ms is not None:
             sweep = self._remove_histories(self.history_age_ms)
             self._tasks.append(supervise(sweep, "projection-retention", self._fail))
+        if self._indexer is not None:
+            self._tasks.append(supervise(self._indexer.run(), "text-index", self._fail))
 
     async def _stop_tasks(self) -> None:
         for task in self._tasks:
@@ -165,6 +177,15 @@ class ReadModelService:
             await asyncio.sleep(0)
 
     # How far
+
+    @property
+    def unindexed(self) -> dict[int, int]:
+        """Jobs that wait for the text index, by partition that it has whole."""
+        return {
+            number: part.projector.unindexed.jobs
+            for number, part in self._parts.items()
+            if part.queries.text_indexed
+        }
 
     @property
     def offsets(self) -> dict[int, int]:
@@ -297,7 +318,12 @@ class ReadModelService:
             with contextlib.suppress(PenstockError):
                 await self._ask_ends()
         asked = [self._part(number) for number in (self._parts if partitions is None else partitions)]
-        return [part.queries.status(part.end_offset, part.projector.applied_at_ms) for part in asked]
+        return [
+            part.queries.status(
+                part.end_offset, part.projector.applied_at_ms, unindexed_jobs=part.projector.unindexed.jobs
+            )
+            for part in asked
+        ]
 
 
 class SharedReadModel(ReadModelService):

@@ -8,11 +8,13 @@ refused    job key, NUL                                   how many, and the posi
 refused    job key, NUL, position                         one refused line: (time, outcome, reason, line)
 errors     job key                                        the newest failures
 index      group number, created_at, job id               nothing
-marks      a tag or unique key, NUL, created_at, job id   nothing; see :mod:`penstock.projections.candidates`
+marks      a mark, NUL, created_at, job id                nothing; see :mod:`penstock.projections.candidates`
 counters   group number                                   group's name and how many jobs it has
 quarantine position                                       time, reason, message, SHA-256, size, first bytes
 forgotten  time, position of a ``Forgotten``              job key
 rules      position of a ``RulesActivated``               the version that it activated
+unindexed  next offset after a commit                     jobs whose texts it changed
+unindexed  ``\\xff``                                       offset below which the text index has all
 operated   operation id, NUL                              jobs by outcome
 operated   ``\\xff``, time, operation id                  nothing; when it began here
 operated   operation id, NUL, job id                      what became of the operation's wish about the job
@@ -27,7 +29,7 @@ import msgspec
 
 from penstock.projections.views import ErrorRow
 
-HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED = (
+HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED, UNINDEXED = (
     "history",
     "refused",
     "errors",
@@ -38,9 +40,12 @@ HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATE
     "forgotten",
     "operated",
     "rules",
+    "unindexed",
 )
-FAMILIES = (HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED)
-LAYOUT = 3
+FAMILIES = (
+    HISTORY, REFUSED, ERRORS, INDEX, MARKS, COUNTERS, QUARANTINE, FORGOTTEN, OPERATED, ACTIVATED, UNINDEXED,
+)  # fmt: skip
+LAYOUT = 4
 """Version of these rows; a store with another is folded anew."""
 
 KEPT_REFUSED = 20

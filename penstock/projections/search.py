@@ -2,7 +2,8 @@
 
 ::
 
-    filter ──▶ where to look: a unique key's jobs, a tag's, ids with a prefix, or groups by state, queue, pool and type
+    filter ──▶ where to look: a unique key's jobs, ids with a prefix, the text index, a tag's jobs, those with errors,
+                    │         or groups by state, queue, pool and type
                     │ keys in creation order, a slice at a time
                     ▼
                the jobs' rows ──▶ pass? ──▶ their errors and bodies, only where those are asked for ──▶ pass? ──▶ page
@@ -18,7 +19,8 @@ most :data:`MOST_SORTED` jobs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from penstock.core.job_state import Job
@@ -31,6 +33,9 @@ from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.ids import job_key
 
 EXAMINED_ROWS = 10_000
+FIRST_ROWS = 64
+"""Looked at first, of each partition: where most jobs match that fills a page."""
+
 SLICE_ROWS = 256
 SHOWN_TOGETHER = 64
 MOST_SORTED = 10_000
@@ -87,6 +92,10 @@ class _Match(NamedTuple):
     partition: int
 
 
+def _in_creation(job: Job) -> ListKey:
+    return job.created_at_ms, job.id
+
+
 class Search:
     """One page over the partitions of one process.
 
@@ -126,31 +135,31 @@ class Search:
             return None
         return sum(queries.number_of(self._query.tenant, wanted) for queries in self._queries.values())
 
+    def _places(
+        self, queries: PartitionQueries, edge: ListKey | None, *, descending: bool
+    ) -> Iterator[ListKey]:
+        return queries.candidates.of(self._query.tenant, self._query.filter, edge, descending=descending)
+
     async def _along_the_index(self) -> tuple[list[_Match], list[ListKey]]:
         """Matches, and for each partition that was not looked at to its end how far it was."""
         found: list[_Match] = []
         edges: list[ListKey] = []
         most = max(SLICE_ROWS, EXAMINED_ROWS // max(1, len(self._queries)))
         for partition, queries in self._queries.items():
-            edge, examined, here = self._after, 0, 0
+            places = self._places(queries, self._after, descending=self._order.descending)
+            rows, examined, here = FIRST_ROWS, 0, 0
             while True:
-                keys = queries.candidates.of(
-                    self._query.tenant,
-                    self._query.filter,
-                    edge,
-                    SLICE_ROWS,
-                    descending=self._order.descending,
-                )
+                keys = list(islice(places, rows))
                 matches = self._matching(queries, keys)
                 found.extend(_Match(key, partition) for key in matches)
                 examined += len(keys)
                 here += len(matches)
-                if len(keys) < SLICE_ROWS:
+                if len(keys) < rows:
                     break
-                edge = keys[-1]
                 if here > self._query.limit or examined >= most:
-                    edges.append(edge)
+                    edges.append(keys[-1])
                     break
+                rows = SLICE_ROWS
                 await asyncio.sleep(0)
         return found, edges
 
@@ -160,11 +169,9 @@ class Search:
         found: list[_Match] = []
         matching = examined = 0
         for partition, queries in self._queries.items():
-            edge: ListKey | None = None
+            walk = self._places(queries, None, descending=True)
             while True:
-                keys = queries.candidates.of(
-                    self._query.tenant, self._query.filter, edge, SLICE_ROWS, descending=True
-                )
+                keys = list(islice(walk, SLICE_ROWS))
                 places = self._matching(queries, keys, order.of)
                 examined += len(keys)
                 matching += len(places)
@@ -180,7 +187,6 @@ class Search:
                 )
                 if len(keys) < SLICE_ROWS:
                     break
-                edge = keys[-1]
                 await asyncio.sleep(0)
         return found
 
@@ -188,25 +194,20 @@ class Search:
         self,
         queries: PartitionQueries,
         keys: Sequence[ListKey],
-        place_of: Callable[[Job], ListKey] | None = None,
+        place_of: Callable[[Job], ListKey] = _in_creation,
     ) -> list[ListKey]:
-        """Those that match, each as its place by ``place_of``, or in creation order."""
+        """Those that match, each as its place. Of a job that has begun anew an index may know its former life too."""
         tenant, passes = self._query.tenant, self._passes
         names = [job_key(tenant, job_id) for _, job_id in keys]
         passed = [
-            (name, place_of(job) if place_of else key)
-            for name, key, job in zip(names, keys, queries.jobs(names), strict=True)
-            if job is not None and passes(job)
+            job
+            for key, job in zip(keys, queries.jobs(names), strict=True)
+            if job is not None and job.created_at_ms == key[0] and passes(job)
         ]
         wanted = self._query.filter
-        if not wanted.looks_inside:
-            return [place for _, place in passed]
-        views = queries.views([name for name, _ in passed])
-        return [
-            place
-            for (_, place), view in zip(passed, views, strict=True)
-            if view is not None and passes_inside(wanted, view)
-        ]
+        if wanted.looks_inside:
+            passed = [inside.job for inside in queries.insides(passed) if passes_inside(wanted, inside)]
+        return [place_of(job) for job in passed]
 
     def _shown(self, matches: Sequence[_Match]) -> list[JobView | None]:
         """Views in order, as many as fit a page: the first always does. None for one that has gone meanwhile."""

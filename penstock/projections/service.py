@@ -71,6 +71,7 @@ class ProjectionService(ReadModelService):
         history_age_ms: how long the history of a forgotten job stays; for ever where None.
         snapshots: taken while it runs, and restored from where a folder is missing or too old.
         rules: those that this program has.
+        text_index: whether texts of jobs are indexed.
     """
 
     def __init__(
@@ -85,8 +86,15 @@ class ProjectionService(ReadModelService):
         snapshots: Snapshots | None = None,
         store_factory: StoreFactory = rocks_store,
         rules: RulesTable = RULES,
+        text_index: bool = False,
     ) -> None:
-        super().__init__(log, topics, partitions=partitions, history_age_ms=history_age_ms)
+        super().__init__(
+            log,
+            topics,
+            partitions=partitions,
+            history_age_ms=history_age_ms,
+            text_index=Path(folder) if text_index else None,
+        )
         self._folder = Path(folder)
         self._generation = generation
         self._snapshots = snapshots

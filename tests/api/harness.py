@@ -90,6 +90,7 @@ async def bench(
     options: ApiOptions | None = None,
     give_up_ms: int = 500,
     now_ms: Callable[[], int] | None = None,
+    text_index: bool = False,
 ) -> AsyncIterator[Bench]:
     """A running service. ``orchestrate``: somebody leads the partitions and hands out jobs."""
     async with AsyncExitStack() as stack:
@@ -101,7 +102,7 @@ async def bench(
                 Orchestrator(log, namespace, folder / "o", settle_ms=0, store_factory=Shelf())
             )
         read_model = await stack.enter_async_context(
-            ProjectionService(log, topics, folder / "p", store_factory=Shelf())
+            ProjectionService(log, topics, folder / "p", store_factory=Shelf(), text_index=text_index)
         )
         deps = ApiDeps(
             log=log,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penstock.projections import search
-from tests.api.harness import Bench
+from penstock.projections import search, text_index
+from tests.api.harness import Bench, bench
 
 
 async def found(api: Bench, filter: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -36,9 +37,24 @@ async def walked(api: Bench, filter: dict[str, Any], limit: int, **more: Any) ->
         cursor = page["next_cursor"]
 
 
-@pytest.fixture
-async def stocked(whole: Bench) -> Bench:
-    """A few jobs of all sorts."""
+@pytest.fixture(params=["row by row", "by the text index"])
+async def stocked(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    """A few jobs of all sorts; the index is asked even where it does not narrow the search down."""
+    monkeypatch.setattr(text_index, "COMMON", 0)
+    indexed = request.param == "by the text index"
+    async with bench(tmp_path, orchestrate=True, text_index=indexed) as api:
+        await stock(api)
+        while indexed:
+            partitions = (await api.http.get("/api/v1/partitions")).json()["items"]
+            if all(one["text_indexed"] and not one["unindexed_jobs"] for one in partitions):
+                break
+            await asyncio.sleep(0.02)
+        yield api
+
+
+async def stock(whole: Bench) -> None:
     await whole.enqueue(id="plain")
     await whole.enqueue(id="tagged", tags=["red", "big"], priority="high")
     await whole.enqueue(id="blue", tags=["blue"], queue="slow", payload={"city": "Zürich", "n": 12})
@@ -49,7 +65,6 @@ async def stocked(whole: Bench) -> Bench:
     error = {"code": "http_503", "message": "The upstream is Away"}
     await whole.report({"type": "Failed", "job": job["id"], "lease": job["lease"], "error": error})
     await whole.until("failing", "dead")
-    return whole
 
 
 ALL = ["failing", "keyed~k", "later", "blue", "tagged", "plain"]
@@ -208,6 +223,7 @@ class TestPages:
     ) -> None:
         monkeypatch.setattr(search, "EXAMINED_ROWS", 16)
         monkeypatch.setattr(search, "SLICE_ROWS", 4)
+        monkeypatch.setattr(search, "FIRST_ROWS", 4)
         items = [{"type": "noop", "id": f"j{n:03d}", "payload": {"n": n}} for n in range(300)]
         answer = await api.http.post("/api/v1/jobs/bulk", json=items)
         await api.job("j000", answer.headers["penstock-position"])
@@ -222,6 +238,7 @@ class TestPages:
 
         monkeypatch.setattr(search, "EXAMINED_ROWS", 4)
         monkeypatch.setattr(search, "SLICE_ROWS", 1)
+        monkeypatch.setattr(search, "FIRST_ROWS", 1)
         monkeypatch.setattr(api_search, "LOOKING_S", 0.0)
         for number in range(12):
             await api.enqueue(id=f"j{number}", priority="low" if number else "high")

@@ -52,10 +52,10 @@ class Model:
 class OnePartition:
     """A projector in memory and its reads."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None, *, indexed: bool = False) -> None:
         self.kv = store or MemoryStore(("fold", "bodies", "meta", *FAMILIES))
         self.store = PartitionStore(self.kv, IDENTITY)
-        self.projector = Projector(self.store)
+        self.projector = Projector(self.store, indexed=indexed)
         self.queries = PartitionQueries(self.store, self.projector.groups)
         self.reads = LocalReads({0: self.queries}, 1)
 
@@ -66,6 +66,6 @@ class OnePartition:
                 self.projector.commit()
         self.projector.commit()
 
-    def reopened(self) -> OnePartition:
+    def reopened(self, *, indexed: bool = False) -> OnePartition:
         """As found by a process that starts after this one was killed."""
-        return OnePartition(MemoryStore.load(self.kv.dump()))
+        return OnePartition(MemoryStore.load(self.kv.dump()), indexed=indexed)
