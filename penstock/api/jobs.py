@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,15 +28,14 @@ from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
 from penstock.api.lookup import find_job, shown_job, unknown_job, whole_body
 from penstock.api.models import History, HistoryQuery, JobQuery, ReadQuery, decode_job
-from penstock.client.enqueued import time_ms
-from penstock.client.requests import JobRequest, Moment
+from penstock.api.moments import moment_in
+from penstock.client.requests import JobRequest
 from penstock.projections.archived import archived_page
 from penstock.projections.port import HistoryItem, HistoryPage, JobView
 from penstock.schemas.errors import Conflict, InvalidField, JobNotFound
 from penstock.schemas.ids import job_key, partition_of
-from penstock.schemas.position import Position, parse
+from penstock.schemas.position import Position
 
-POSITION = re.compile(r"\d+:\d+:\d+\Z")
 WITH_RESULT = frozenset({"succeeded", "partial"})
 
 _encode = msgspec.json.Encoder().encode
@@ -116,28 +114,11 @@ async def _asked_for(request: Request) -> JobView:
 
 
 async def _as_it_was(deps: ApiDeps, job_id: str, at: str) -> JobView:
-    moment, packed = _moment(at, partition_of(job_id, deps.topics.partitions))
+    moment, packed = moment_in(at, partition_of(job_id, deps.topics.partitions))
     view = await deps.read_model.job_as_of(TENANT, job_id, moment, packed)
     if view is None:
         raise JobNotFound(f"There was no job {job_id[:200]!r} at {at}.")
     return view
-
-
-def _moment(at: str, partition: int) -> tuple[int | None, int]:
-    """A log time, Unix ms, or else a packed position of this partition. Raises InvalidField."""
-    if POSITION.match(at):
-        position = parse(at)
-        if position.partition != partition:
-            raise InvalidField(
-                f"at: the job is in partition {partition}: only positions there order it", field="at"
-            )
-        return None, position.packed
-    try:
-        return time_ms("at", msgspec.convert(at, Moment)), 0
-    except msgspec.ValidationError as error:
-        raise InvalidField(
-            "at: a time with its zone (RFC 3339), or partition:offset:line", field="at"
-        ) from error
 
 
 async def get_history(request: Request) -> Response:

@@ -125,6 +125,16 @@ class ReadQuery(Struct, frozen=True):
     wait_ms: WaitMs | None = None
 
 
+AtText = Annotated[str, Meta(max_length=64)]
+"""A time (RFC 3339) or a position of the log."""
+
+
+class CountsQuery(ReadQuery, frozen=True):
+    """``at``: as they were at a time (RFC 3339) or a position of the log."""
+
+    at: AtText | None = None
+
+
 class JobQuery(ReadQuery, frozen=True):
     """``until``: answer when the job is so, or after ``wait_ms`` (20 s if not given).
 
@@ -133,11 +143,14 @@ class JobQuery(ReadQuery, frozen=True):
     """
 
     until: Literal["finished", "changed"] | None = None
-    at: Annotated[str, Meta(max_length=64)] | None = None
+    at: AtText | None = None
 
 
 class ListQuery(ReadQuery, frozen=True):
-    """Filters, order and paging of the job list; ``POST /jobs/search`` takes more of them."""
+    """Filters, order and paging of the job list; ``POST /jobs/search`` takes more of them.
+
+    ``at``: the jobs as they were at a time (RFC 3339) or a position of the log; ``total`` is null then.
+    """
 
     state: State | None = None
     queue: CheckedName | None = None
@@ -157,6 +170,7 @@ class ListQuery(ReadQuery, frozen=True):
     sort: Sort = "-created_at"
     limit: Limit = 50
     cursor: Cursor = ""
+    at: AtText | None = None
 
 
 class PageQuery(ReadQuery, frozen=True):

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import Answer, Operation, answer, query
 from penstock.api.jobs import READ_HEADERS, TENANT, wait_for
-from penstock.api.models import Counts, Queues, QueueView, ReadQuery, Unhandled
-from penstock.projections.port import CountRow
+from penstock.api.models import Counts, CountsQuery, Queues, QueueView, ReadQuery, Unhandled
+from penstock.api.moments import moment_of
+from penstock.projections.port import CountRow, Moment
 
 
 def unhandled(rows: Sequence[CountRow], handled: set[tuple[str, str]]) -> list[Unhandled]:
@@ -24,9 +25,9 @@ def unhandled(rows: Sequence[CountRow], handled: set[tuple[str, str]]) -> list[U
     return [Unhandled(job_type, pool, jobs) for (job_type, pool), jobs in ready.most_common() if jobs]
 
 
-async def counts_of(deps: ApiDeps) -> Counts:
-    """Counts of the tenant in every direction."""
-    rows = [row for row in await deps.read_model.counts(TENANT) if row.jobs]
+async def counts_of(deps: ApiDeps, at: Moment | None = None) -> Counts:
+    """Counts of the tenant in every direction. As of a moment nothing is told of workers, who leave no trace."""
+    rows = [row for row in await deps.read_model.counts(TENANT, at) if row.jobs]
     states: Counter[str] = Counter()
     queues: Counter[str] = Counter()
     types: Counter[str] = Counter()
@@ -34,14 +35,15 @@ async def counts_of(deps: ApiDeps) -> Counts:
         states[row.state] += row.jobs
         queues[row.queue] += row.jobs
         types[row.type] += row.jobs
-    waiting = unhandled(rows, deps.registry.handled())
+    waiting = unhandled(rows, deps.registry.handled()) if at is None else []
     return Counts(states.total(), dict(states), dict(queues), dict(types), rows, waiting)
 
 
 async def get_counts(request: Request) -> Response:
     deps = deps_of(request)
-    await wait_for(request, deps, query(request, ReadQuery))
-    return answer(await counts_of(deps))
+    asked = query(request, CountsQuery)
+    await wait_for(request, deps, asked)
+    return answer(await counts_of(deps, None if asked.at is None else await moment_of(deps, asked.at)))
 
 
 async def list_queues(request: Request) -> Response:
@@ -75,7 +77,7 @@ OPERATIONS = (
         endpoint=get_counts,
         summary="Exact counts by state, queue and type, and what no worker handles",
         tag="queues",
-        query=ReadQuery,
+        query=CountsQuery,
         headers=READ_HEADERS,
         answers={200: Answer("The counts.", Counts)},
         problems=(422, 503),

@@ -14,7 +14,8 @@ from penstock.api.filtering import FilterRequest, given_in
 from penstock.api.http import Answer, Operation, answer, query, read_json
 from penstock.api.intake import TENANT
 from penstock.api.jobs import READ_HEADERS, wait_for
-from penstock.api.models import Cursor, JobList, Limit, ListQuery, ReadQuery
+from penstock.api.models import AtText, Cursor, JobList, Limit, ListQuery, ReadQuery
+from penstock.api.moments import moment_of
 from penstock.projections.port import JobsQuery, SearchPage, SearchQuery, Sort
 
 MOST_BYTES = 64 * 1024
@@ -23,16 +24,20 @@ LOOKING_S = 1.0
 
 
 class SearchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``sort``: a time, and then the id; ``-`` the latest first. ``cursor``: from the page before, of the same sort."""
+    """``sort``: a time, and then the id; ``-`` the latest first. ``cursor``: from the page before, of the same sort.
+
+    ``at``: the jobs as they were at a time (RFC 3339) or a position of the log; the same for each page.
+    """
 
     filter: FilterRequest = FilterRequest()
     sort: Sort = "-created_at"
     limit: Limit = 50
     cursor: Cursor = ""
+    at: AtText | None = None
 
 
 _SIMPLE = ("state", "queue", "type")
-_PAGING = frozenset({"after", "wait_ms", "sort", "limit", "cursor"})
+_PAGING = frozenset({"after", "wait_ms", "sort", "limit", "cursor", "at"})
 
 
 async def list_jobs(request: Request) -> Response:
@@ -40,24 +45,34 @@ async def list_jobs(request: Request) -> Response:
     asked = query(request, ListQuery)
     await wait_for(request, deps, asked)
     given = given_in(asked, _PAGING)
-    if asked.sort == "-created_at" and given.keys() <= set(_SIMPLE):
-        wanted = JobsQuery(tenant=TENANT, limit=asked.limit, cursor=asked.cursor, **given)
-        page = await deps.read_model.list_jobs(wanted)
+    if asked.at is None and asked.sort == "-created_at" and given.keys() <= set(_SIMPLE):
+        page = await deps.read_model.list_jobs(
+            JobsQuery(tenant=TENANT, limit=asked.limit, cursor=asked.cursor, **given)
+        )
         return answer(JobList(page.items, page.next_cursor, page.total))
-    return answer(await _found(deps, FilterRequest(**given), asked.sort, asked.limit, asked.cursor))
+    wanted = SearchRequest(
+        filter=FilterRequest(**given), sort=asked.sort, limit=asked.limit, cursor=asked.cursor, at=asked.at
+    )
+    return answer(await _found(deps, wanted))
 
 
 async def search_jobs(request: Request) -> Response:
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
     asked = await read_json(request, SearchRequest, MOST_BYTES, empty=b"{}")
-    return answer(await _found(deps, asked.filter, asked.sort, asked.limit, asked.cursor))
+    return answer(await _found(deps, asked))
 
 
-async def _found(deps: ApiDeps, asked: FilterRequest, sort: Sort, limit: int, cursor: str) -> JobList:
-    page = await searched(
-        deps, SearchQuery(tenant=TENANT, filter=asked.plain(), sort=sort, limit=limit, cursor=cursor)
+async def _found(deps: ApiDeps, asked: SearchRequest) -> JobList:
+    wanted = SearchQuery(
+        tenant=TENANT,
+        filter=asked.filter.plain(),
+        sort=asked.sort,
+        limit=asked.limit,
+        cursor=asked.cursor,
+        at=None if asked.at is None else await moment_of(deps, asked.at),
     )
+    page = await searched(deps, wanted)
     return JobList(page.items, page.next_cursor, page.total)
 
 

@@ -168,6 +168,8 @@ def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any]) -> Iterator[Json
 
 jobs_app = typer.Typer(help="Look at jobs, and change them.", no_args_is_help=True)
 
+AtOption = Annotated[str, typer.Option("--at", metavar="TIME|POSITION", help="As it was then.")]
+
 _LIST_COLUMNS = ("id", "type", "queue", "priority", "state", "attempt", "progress", "worker", "created_at")
 
 
@@ -179,13 +181,14 @@ def list_jobs(
     job_type: Annotated[str, typer.Option("--type", help="Only jobs of this type.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
     cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",
+    at: AtOption = "",
     output: Output = None,
     server: Server = None,
 ) -> None:
     """List jobs, newest first."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type)
+        page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type, at=at)
     print_jobs(cli, page)
 
 
@@ -218,7 +221,7 @@ def _progress(job: Json) -> str:
 def get(
     ctx: typer.Context,
     job: JobIdArgument,
-    at: Annotated[str, typer.Option(metavar="TIME|POSITION", help="As it was then.")] = "",
+    at: AtOption = "",
     output: Output = None,
     server: Server = None,
 ) -> None:
@@ -368,11 +371,11 @@ def _states(states: Iterable[tuple[str, int]]) -> str:
     return " ".join(f"{state}={jobs}" for state, jobs in states)
 
 
-def counts(ctx: typer.Context, output: Output = None, server: Server = None) -> None:
+def counts(ctx: typer.Context, at: AtOption = "", output: Output = None, server: Server = None) -> None:
     """Show exact numbers of jobs by state, queue, pool and type."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        found = client.counts()
+        found = client.counts(at)
     if cli.printer.json:
         cli.printer.value(found)
         return

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from penstock.cli.context import Output, Server, cli_of
-from penstock.cli.job_commands import print_jobs
+from penstock.cli.job_commands import AtOption, print_jobs
 from penstock.schemas.errors import MalformedJson
 
 Several = Annotated[list[str] | None, typer.Option(help="May be given more than once: any of them.")]
@@ -60,6 +60,7 @@ def search(
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
     cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",
+    at: AtOption = "",
     output: Output = None,
     server: Server = None,
 ) -> None:
@@ -71,5 +72,5 @@ def search(
         created_before=created_before, finished_after=finished_after, finished_before=finished_before,
     )  # fmt: skip
     with cli.client() as client:
-        page = client.search_page(wanted, sort=sort, cursor=cursor, limit=limit)
+        page = client.search_page(wanted, sort=sort, cursor=cursor, limit=limit, at=at)
     print_jobs(cli, page)

@@ -217,11 +217,16 @@ class Calls:
         return (yield from self._read(f"{API}/jobs", cursor=cursor, limit=str(limit), **filters))
 
     def search_page(
-        self, filter: Mapping[str, Any], sort: str = "", cursor: str = "", limit: int = PAGE_JOBS
+        self,
+        filter: Mapping[str, Any],
+        sort: str = "",
+        cursor: str = "",
+        limit: int = PAGE_JOBS,
+        at: str = "",
     ) -> Generator[Any, Any, Json]:
         """One page of a search."""
         asked = {"filter": as_json(filter), "limit": limit}
-        given = {name: value for name, value in (("sort", sort), ("cursor", cursor)) if value}
+        given = {name: value for name, value in (("sort", sort), ("cursor", cursor), ("at", at)) if value}
         return (yield from self._asked(f"{API}/jobs/search", {**asked, **given}))
 
     def history(self, job_id: str) -> Generator[Any, Any, list[Json]]:

@@ -177,38 +177,47 @@ class Client:
         """Find large bodies that belong to no job any more, and take them away unless ``dry_run``."""
         return self._run(self._calls.sweep_claims(older_than_ms, dry_run))
 
-    def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> Iterator[Json]:
-        """Jobs, newest first, read page by page; empty filters do not filter."""
+    def jobs(
+        self, *, state: str = "", queue: str = "", type: str = "", at: datetime | str | None = None
+    ) -> Iterator[Json]:
+        """Jobs, newest first, read page by page; empty filters do not filter.
+
+        Args:
+            at: as they were at a time, or at a position of the log.
+        """
         cursor = ""
         while True:
-            page = self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
+            page = self.jobs_page(cursor=cursor, state=state, queue=queue, type=type, at=at)
             yield from page["items"]
             cursor = page["next_cursor"] or ""
             if not cursor:
                 return
 
     def search(
-        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", **more: Any
-    ) -> Iterator[Json]:
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "",
+        at: datetime | str | None = None, **more: Any,
+    ) -> Iterator[Json]:  # fmt: skip
         """Jobs that match, read page by page, newest first unless ``sort`` says otherwise.
 
         Args:
             filter: fields as ``POST /jobs/search`` takes them; they may be given as keyword arguments as well.
             sort: a time such as ``created_at`` or ``finished_at``; with ``-`` in front the latest first.
+            at: as :meth:`jobs` has it.
         """
         cursor = ""
         while True:
-            page = self._run(self._calls.search_page({**(filter or {}), **more}, sort, cursor))
+            page = self.search_page({**(filter or {}), **more}, sort=sort, cursor=cursor, at=at)
             yield from page["items"]
             cursor = page["next_cursor"] or ""
             if not cursor:
                 return
 
     def search_page(
-        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200
-    ) -> Json:
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200,
+        at: datetime | str | None = None,
+    ) -> Json:  # fmt: skip
         """One page of a search: ``items``, ``next_cursor`` (null on the last), and ``total`` where it is known."""
-        return self._run(self._calls.search_page(filter or {}, sort, cursor, limit))
+        return self._run(self._calls.search_page(filter or {}, sort, cursor, limit, moment_text(at)))
 
     def operate(
         self, action: str, *, ids: Iterable[str] | None = None, filter: Mapping[str, Any] | None = None,
@@ -274,18 +283,20 @@ class Client:
             time.sleep(RECONNECT_S)
 
     def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
-    ) -> Json:
-        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total``."""
-        return self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "",
+        at: datetime | str | None = None,
+    ) -> Json:  # fmt: skip
+        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total`` (null with ``at``)."""
+        filters = {"state": state, "queue": queue, "type": type, "at": moment_text(at)}
+        return self._run(self._calls.jobs_page(cursor, limit, **filters))
 
     def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """The job once it has ended. Raises TimeoutError, JobNotFound."""
         return self._run(self._calls.wait(job_id, timeout_ms))
 
-    def counts(self) -> Any:
-        """Exact numbers of jobs by state, queue, pool and type."""
-        return self._run(self._calls.resource("counts"))
+    def counts(self, at: datetime | str | None = None) -> Any:
+        """Exact numbers of jobs by state, queue, pool and type; ``at``: as they were, counted job by job."""
+        return self._run(self._calls.resource("counts", at=moment_text(at)))
 
     def queues(self) -> Any:
         return self._run(self._calls.resource("queues"))

@@ -141,11 +141,13 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.sweep_claims`."""
         return await self._run(self._calls.sweep_claims(older_than_ms, dry_run))
 
-    async def jobs(self, *, state: str = "", queue: str = "", type: str = "") -> AsyncIterator[Json]:
+    async def jobs(
+        self, *, state: str = "", queue: str = "", type: str = "", at: datetime | str | None = None
+    ) -> AsyncIterator[Json]:
         """As :meth:`~penstock.client.http.Client.jobs`."""
         cursor = ""
         while True:
-            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type)
+            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type, at=at)
             for job in page["items"]:
                 yield job
             cursor = page["next_cursor"] or ""
@@ -153,12 +155,13 @@ class AsyncClient:
                 return
 
     async def search(
-        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", **more: Any
-    ) -> AsyncIterator[Json]:
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "",
+        at: datetime | str | None = None, **more: Any,
+    ) -> AsyncIterator[Json]:  # fmt: skip
         """As :meth:`~penstock.client.http.Client.search`."""
         cursor = ""
         while True:
-            page = await self._run(self._calls.search_page({**(filter or {}), **more}, sort, cursor))
+            page = await self.search_page({**(filter or {}), **more}, sort=sort, cursor=cursor, at=at)
             for job in page["items"]:
                 yield job
             cursor = page["next_cursor"] or ""
@@ -166,10 +169,11 @@ class AsyncClient:
                 return
 
     async def search_page(
-        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200
-    ) -> Json:
+        self, filter: Mapping[str, Any] | None = None, *, sort: str = "", cursor: str = "", limit: int = 200,
+        at: datetime | str | None = None,
+    ) -> Json:  # fmt: skip
         """As :meth:`~penstock.client.http.Client.search_page`."""
-        return await self._run(self._calls.search_page(filter or {}, sort, cursor, limit))
+        return await self._run(self._calls.search_page(filter or {}, sort, cursor, limit, moment_text(at)))
 
     async def operate(
         self, action: str, *, ids: Iterable[str] | None = None, filter: Mapping[str, Any] | None = None,
@@ -229,18 +233,20 @@ class AsyncClient:
             await asyncio.sleep(RECONNECT_S)
 
     async def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = ""
-    ) -> Json:
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "",
+        at: datetime | str | None = None,
+    ) -> Json:  # fmt: skip
         """As :meth:`~penstock.client.http.Client.jobs_page`."""
-        return await self._run(self._calls.jobs_page(cursor, limit, state=state, queue=queue, type=type))
+        filters = {"state": state, "queue": queue, "type": type, "at": moment_text(at)}
+        return await self._run(self._calls.jobs_page(cursor, limit, **filters))
 
     async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """As :meth:`~penstock.client.http.Client.wait`."""
         return await self._run(self._calls.wait(job_id, timeout_ms))
 
-    async def counts(self) -> Any:
+    async def counts(self, at: datetime | str | None = None) -> Any:
         """As :meth:`~penstock.client.http.Client.counts`."""
-        return await self._run(self._calls.resource("counts"))
+        return await self._run(self._calls.resource("counts", at=moment_text(at)))
 
     async def queues(self) -> Any:
         return await self._run(self._calls.resource("queues"))

@@ -6,7 +6,8 @@ time. Bodies are those of the lines themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from msgspec import Raw
 
@@ -15,17 +16,24 @@ from penstock.core.job_state import Job, Place
 from penstock.core.partition import Folded
 from penstock.core.rules import RuleSet
 from penstock.core.unique import replaced
-from penstock.projections.port import JobView
 from penstock.projections.rows import Line
-from penstock.projections.views import NO_BODIES, SHOWN_ERRORS, ErrorRow, JobBodies, errors_of, job_view
+from penstock.projections.views import NO_BODIES, SHOWN_ERRORS, ErrorRow, JobBodies, errors_of
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
 from penstock.schemas.position import ordinal
 
 
-def job_as_of(
-    key: str, partition: int, lines: Iterable[Line], rules_at: Callable[[int], RuleSet], generation: int
-) -> JobView | None:
+class Life(NamedTuple):
+    """A job, its bodies, and its errors as far as they are kept."""
+
+    job: Job
+    bodies: JobBodies
+    errors: Sequence[ErrorRow]
+
+
+def life_after(
+    key: str, lines: Iterable[Line], rules_at: Callable[[int], RuleSet], generation: int
+) -> Life | None:
     """The job after these lines, in log order; None where there was none.
 
     Args:
@@ -43,9 +51,7 @@ def job_as_of(
             bodies, errors = NO_BODIES, []
         bodies = _bodies_after(bodies, event)
         errors += errors_of(Folded(position, time_ms, data, event, "applied", "", before, job, key))
-    if job is None:
-        return None
-    return job_view(job, partition, bodies, errors[-SHOWN_ERRORS:], generation=generation)
+    return None if job is None else Life(job, bodies, errors[-SHOWN_ERRORS:])
 
 
 def _after(key: str, job: Job | None, event: ev.AnyEvent, place: Place, rules: RuleSet) -> Job | None:

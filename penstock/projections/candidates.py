@@ -19,10 +19,10 @@ from penstock.state.partition_store import FOLD
 ListKey = tuple[int, str]
 """A job's place in creation order: creation time in Unix ms, job id."""
 
-MOST_WITH_PREFIX = 5_000
+MOST_WITH_PREFIX = 1_000
 """With more ids that begin alike, groups are looked through instead."""
 
-_TAG, _UNIQUE, _ERRORS = b"t", b"u", b"e"
+_TAG, _UNIQUE, _ERRORS, _DELETED = b"t", b"u", b"e", b"d"
 _EVER_MS = 1 << 63
 _COMPLEMENT = bytes(range(255, -1, -1))
 
@@ -52,7 +52,9 @@ class Texts(Protocol):
 
 def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
     """What the keys begin with under which a job stands in the index of marks: its tags, its unique key, and whether
-    it has errors."""
+    it has errors; of a deleted one only that it is."""
+    if job.state == "deleted":
+        return [_mark(_DELETED, job.tenant, "")]
     marks = [_mark(_TAG, job.tenant, tag) for tag in job.tags]
     if job.unique_key:
         marks.append(_unique_mark(job.tenant, job.unique_key))
@@ -108,6 +110,10 @@ class Candidates:
             return self._marked([errors_mark(tenant)], window)
         groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
         return self._merged([(INDEX, group.prefix, group.newest_ms) for group in groups], window)
+
+    def deleted(self, tenant: str, window: Window) -> Iterator[ListKey]:
+        """Jobs that are deleted, and are shown no longer."""
+        return self._marked([_mark(_DELETED, tenant, "")], window)
 
     def _marked(self, marks: Sequence[bytes], window: Window) -> Iterator[ListKey]:
         return self._merged([(MARKS, mark, _EVER_MS) for mark in marks], window)

@@ -182,14 +182,24 @@ Sort = Literal[
 """Field to sort by, and then by id; ``-`` the highest first."""
 
 
+class Moment(Struct, frozen=True):
+    """Everything up to a log time (Unix ms) on each partition; on ``partition``, if one is named, up to the packed
+    position ``packed``, which has that time."""
+
+    time_ms: int
+    partition: int = -1
+    packed: int = 0
+
+
 class SearchQuery(Struct, frozen=True, kw_only=True):
-    """``cursor``: from the page before, of the same sort."""
+    """``cursor``: from the page before, of the same sort. ``at``: what was asked for is what was so then."""
 
     tenant: str = "default"
     filter: JobFilter = JobFilter()
     sort: Sort = "-created_at"
     limit: int = 50
     cursor: str = ""
+    at: Moment | None = None
 
 
 class SearchPage(Struct, frozen=True):
@@ -317,7 +327,9 @@ class ReadModel(Protocol):
         """What an operation has done. ``cursor``: the last job id of the page before."""
         ...
 
-    async def counts(self, tenant: str = "default") -> list[CountRow]: ...
+    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
+        """Exact numbers, now or as they were: these are counted job by job."""
+        ...
 
     async def quarantined(
         self, limit: int = 100, cursor: str = ""

@@ -263,12 +263,12 @@ class Projector:
             groups.add(new, after.created_at_ms)
 
     def _write_marks(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
-        """Most jobs have none. They stay alike as long as a job is shown, but for that of its first error."""
+        """Most jobs have none. They stay alike until a job is deleted or gone, but for that of its first error."""
         had_errors = before is not None and self.store.store.get(ERRORS, key.encode()) is not None
-        if before is not None and before.state != "deleted":
+        if before is not None:
             for mark in marks_of(before, has_errors=had_errors):
                 batch.delete(MARKS, index_key(mark, before.created_at_ms, before.id))
-        if after is not None and after.state != "deleted":
+        if after is not None:
             has_errors = bool(self._errors[key]) if key in self._errors else had_errors
             for mark in marks_of(after, has_errors=has_errors):
                 batch.put(MARKS, index_key(mark, after.created_at_ms, after.id), b"")

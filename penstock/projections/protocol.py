@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.projections.port import JobFilter, JobsQuery, SearchQuery
+from penstock.projections.port import JobFilter, JobsQuery, Moment, SearchQuery
 from penstock.schemas.errors import (
     BadRequest,
     InvalidCursor,
@@ -83,6 +83,13 @@ class SearchJobs(Struct, frozen=True, tag="search"):
     partitions: list[int]
 
 
+class SearchJobsAt(Struct, frozen=True, tag="search_at"):
+    """As ``SearchJobs``, with the query's ``at``: a process that does not know it must not answer what is."""
+
+    query: SearchQuery
+    partitions: list[int]
+
+
 class ListOperated(Struct, frozen=True, tag="operated"):
     operation: str
     limit: int
@@ -92,6 +99,12 @@ class ListOperated(Struct, frozen=True, tag="operated"):
 
 class GetCounts(Struct, frozen=True, tag="counts"):
     tenant: str
+    partitions: list[int]
+
+
+class GetCountsAt(Struct, frozen=True, tag="counts_at"):
+    tenant: str
+    at: Moment
     partitions: list[int]
 
 
@@ -106,8 +119,8 @@ class GetStatus(Struct, frozen=True, tag="status"):
 
 
 Call = (
-    Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | ListOperated
-    | GetCounts | ListQuarantined | GetStatus
+    Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | SearchJobsAt
+    | ListOperated | GetCounts | GetCountsAt | ListQuarantined | GetStatus
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
 from penstock.core.rules import RuleSet
 from penstock.core.unique import decode_key_row, held_by, key_row_key
-from penstock.projections.as_of import job_as_of
+from penstock.projections.as_of import Life, life_after
 from penstock.projections.candidates import Candidates, ListKey
 from penstock.projections.filters import Inside, passes_inside, row_test
 from penstock.projections.groups import Groups
@@ -30,6 +30,7 @@ from penstock.projections.port import (
 from penstock.projections.rows import (
     ACTIVATED,
     ERRORS,
+    FORGOTTEN,
     HISTORY,
     QUARANTINE,
     REFUSED,
@@ -273,10 +274,25 @@ class PartitionQueries:
                 for position, time_ms, line in reversed(decode_lines(data)):
                     yield history_item(self.partition, position, time_ms, line)
 
-    def view_as_of(self, key: str, moment: int | None, packed: int) -> JobView | None:
+    def life_as_of(self, key: str, moment: int | None, packed: int) -> Life | None:
         """The job as it was once the lines up to a log time (Unix ms), or a packed position, were folded."""
         lines = self._lines_until(job_prefix(key), moment, packed)
-        return job_as_of(key, self.partition, lines, self._rules_at, self._store.state.generation)
+        return life_after(key, lines, self._rules_at, self._store.state.generation)
+
+    def view_of(self, life: Life) -> JobView:
+        """A job as it was, as it is shown."""
+        generation = self._store.state.generation
+        return job_view(life.job, self.partition, life.bodies, life.errors, generation=generation)
+
+    def view_as_of(self, key: str, moment: int | None, packed: int) -> JobView | None:
+        """As :meth:`life_as_of`, as it is shown."""
+        life = self.life_as_of(key, moment, packed)
+        return None if life is None else self.view_of(life)
+
+    def forgotten_since(self, moment: int, limit: int) -> list[str]:
+        """Keys of up to ``limit`` jobs, some of them twice, whose lives were forgotten after a log time (Unix ms)."""
+        rows = self._kv.scan(FORGOTTEN, number(max(0, moment + 1)), limit=limit)
+        return [key.decode() for _, key in rows]
 
     def _lines_until(self, prefix: bytes, moment: int | None, packed: int) -> Iterator[Line]:
         stop = after_prefix(prefix) if moment is not None else prefix + number(packed + 1)

@@ -28,6 +28,7 @@ from penstock.projections.port import (
     JobsPage,
     JobsQuery,
     JobView,
+    Moment,
     OperatedPage,
     PartitionStatus,
     SearchPage,
@@ -39,7 +40,14 @@ from penstock.projections.queries import PartitionQueries
 from penstock.projections.reads import LocalReads
 from penstock.projections.retention import JOBS_A_TURN, SWEEP_EVERY_S, remove_histories
 from penstock.projections.rows import FAMILIES, LAYOUT
-from penstock.schemas.errors import LogUnavailable, PenstockError, ReadBehind, ReadModelUnavailable
+from penstock.projections.views import time_text
+from penstock.schemas.errors import (
+    InvalidField,
+    LogUnavailable,
+    PenstockError,
+    ReadBehind,
+    ReadModelUnavailable,
+)
 from penstock.schemas.position import Position
 from penstock.schemas.topics import Topics
 from penstock.state.pacing import CommitPace
@@ -296,6 +304,7 @@ class ReadModelService:
         return self._reads.list_jobs(query, partitions)
 
     async def search(self, query: SearchQuery, partitions: Collection[int] | None = None) -> SearchPage:
+        self._check_kept(query.at)
         return await self._reads.search(query, partitions)
 
     async def operated(
@@ -304,9 +313,21 @@ class ReadModelService:
         return self._reads.operated(operation, limit, cursor, partitions)
 
     async def counts(
-        self, tenant: str = "default", partitions: Collection[int] | None = None
+        self, tenant: str = "default", at: Moment | None = None, partitions: Collection[int] | None = None
     ) -> list[CountRow]:
-        return self._reads.counts(tenant, partitions)
+        if at is None:
+            return self._reads.counts(tenant, partitions)
+        self._check_kept(at)
+        return await self._reads.counts_at(tenant, at, partitions)
+
+    def _check_kept(self, at: Moment | None) -> None:
+        """Jobs that were forgotten since the moment must still have their histories. Raises InvalidField."""
+        if at is not None and self.history_age_ms is not None:
+            kept_ms = time.time_ns() // 1_000_000 - self.history_age_ms
+            if at.time_ms < kept_ms:
+                raise InvalidField(
+                    f"at: what was forgotten is remembered since {time_text(kept_ms)} only", field="at"
+                )
 
     async def quarantined(
         self, limit: int = 100, cursor: str = "", partitions: Collection[int] | None = None

@@ -22,6 +22,7 @@ from penstock.projections.port import (
     JobsPage,
     JobsQuery,
     JobView,
+    Moment,
     OperatedItem,
     OperatedPage,
     SearchPage,
@@ -30,6 +31,7 @@ from penstock.projections.port import (
 )
 from penstock.projections.queries import PAGE_BYTES, PartitionQueries
 from penstock.projections.search import Search
+from penstock.projections.sources import Past, Present, Source
 from penstock.projections.views import time_text
 from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.ids import job_key, partition_of
@@ -89,8 +91,13 @@ class LocalReads:
         )
 
     async def search(self, query: SearchQuery, partitions: Collection[int] | None = None) -> SearchPage:
-        """One page; the only read here that lets others have their turns in between."""
-        return await Search(query, {queries.partition: queries for queries in self._asked(partitions)}).page()
+        """One page. As :meth:`counts_at`, this lets others have their turns in between."""
+        at = query.at
+        sources: dict[int, Source] = {
+            queries.partition: Present(queries) if at is None else Past(queries, at)
+            for queries in self._asked(partitions)
+        }
+        return await Search(query, sources).page()
 
     def _views_within(self, tenant: str, found: Sequence[tuple[ListKey, PartitionQueries]]) -> list[JobView]:
         """Views in the order of ``found``, as many as fit a page: the first always does."""
@@ -131,6 +138,13 @@ class LocalReads:
 
     def counts(self, tenant: str, partitions: Collection[int] | None = None) -> list[CountRow]:
         return merge_counts(row for queries in self._asked(partitions) for row in queries.counts(tenant))
+
+    async def counts_at(
+        self, tenant: str, at: Moment, partitions: Collection[int] | None = None
+    ) -> list[CountRow]:
+        """The counts as they were, counted job by job."""
+        counted = [await Past(queries, at).counts(tenant) for queries in self._asked(partitions)]
+        return merge_counts(row for rows in counted for row in rows)
 
     def quarantined(
         self, limit: int, cursor: str, partitions: Collection[int] | None = None

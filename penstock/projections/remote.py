@@ -38,6 +38,7 @@ from penstock.projections.port import (
     JobsPage,
     JobsQuery,
     JobView,
+    Moment,
     OperatedPage,
     PartitionStatus,
     QuarantinedItem,
@@ -292,7 +293,8 @@ class RemoteReadModel:
 
     async def search(self, query: SearchQuery) -> SearchPage:
         async def ask(address: str, partitions: list[int]) -> SearchPage:
-            return _found.decode(await self._ask(address, partitions, protocol.SearchJobs(query, partitions)))
+            call = protocol.SearchJobs if query.at is None else protocol.SearchJobsAt
+            return _found.decode(await self._ask(address, partitions, call(query, partitions)))
 
         check_limit(query.limit)
         return merge_search_pages(await self._spread(self._all, ask), query)
@@ -305,11 +307,14 @@ class RemoteReadModel:
         check_limit(limit)
         return merge_operated(await self._spread(self._all, ask), limit)
 
-    async def counts(self, tenant: str = "default") -> list[CountRow]:
+    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
         async def ask(address: str, partitions: list[int]) -> list[CountRow]:
-            return _counts.decode(
-                await self._ask(address, partitions, protocol.GetCounts(tenant, partitions))
+            call = (
+                protocol.GetCounts(tenant, partitions)
+                if at is None
+                else protocol.GetCountsAt(tenant, at, partitions)
             )
+            return _counts.decode(await self._ask(address, partitions, call))
 
         answers = await self._spread(self._all, ask)
         return merge_counts(row for rows in answers for row in rows)

@@ -4,7 +4,7 @@
 
     filter ──▶ where to look: a unique key's jobs, ids with a prefix, the text index, a tag's jobs, those with errors,
                     │         or groups by state, queue, pool and type
-                    │ keys in creation order, a slice at a time
+                    │ of all partitions together in creation order, a slice at a time
                     ▼
                the jobs' rows ──▶ pass? ──▶ their errors and bodies, only where those are asked for ──▶ pass? ──▶ page
 
@@ -20,21 +20,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import merge
 from itertools import islice
 from typing import NamedTuple
 
 from penstock.core.job_state import Job
 from penstock.projections.candidates import ListKey
-from penstock.projections.filters import passes_inside, row_test
 from penstock.projections.merge import check_limit, decode_cursor, encode_cursor, parse_place, view_time_ms
 from penstock.projections.port import JobView, SearchPage, SearchQuery, Sort
-from penstock.projections.queries import PAGE_BYTES, PartitionQueries
+from penstock.projections.queries import PAGE_BYTES
+from penstock.projections.sources import Source
 from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.ids import job_key
 
 EXAMINED_ROWS = 10_000
 FIRST_ROWS = 64
-"""Looked at first, of each partition: where most jobs match that fills a page."""
+"""Looked at first: where most jobs match, that fills a page."""
 
 SLICE_ROWS = 256
 SHOWN_TOGETHER = 64
@@ -92,122 +93,95 @@ class _Match(NamedTuple):
     partition: int
 
 
-def _in_creation(job: Job) -> ListKey:
-    return job.created_at_ms, job.id
-
-
 class Search:
     """One page over the partitions of one process.
 
     Args:
-        queries: by partition.
+        sources: by partition.
     """
 
-    def __init__(self, query: SearchQuery, queries: Mapping[int, PartitionQueries]) -> None:
+    def __init__(self, query: SearchQuery, sources: Mapping[int, Source]) -> None:
         check_limit(query.limit)
         self._query = query
-        self._queries = queries
+        self._sources = sources
         self._order = Order(query.sort)
         self._after = self._order.parse(query.cursor)
-        self._passes = row_test(query.filter)
 
     async def page(self) -> SearchPage:
         """Look until the page is full, or enough was looked at. Others have their turns in between."""
-        if self._order.by_creation:
-            matches, edges = await self._along_the_index()
-        else:
-            matches, edges = await self._sorted(), []
         order, limit = self._order, self._query.limit
-        if edges:
-            edge = order.nearest(edges)
-            matches = [match for match in matches if not order.behind(match.key, edge)]
-        matches.sort(key=lambda match: match.key, reverse=order.descending)
+        if order.by_creation:
+            matches, edge = await self._along_the_index()
+        else:
+            matches, edge = await self._sorted(), None
         shown = self._shown(matches[:limit])
         if len(shown) < len(matches):
-            next_cursor = order.cursor(matches[len(shown) - 1].key)
-        else:
-            next_cursor = order.cursor(order.nearest(edges)) if edges else None
+            edge = matches[len(shown) - 1].key
+        next_cursor = None if edge is None else order.cursor(edge)
         return SearchPage([view for view in shown if view is not None], next_cursor, self._total())
 
     def _total(self) -> int | None:
-        wanted = self._query.filter
-        if not wanted.counted:
-            return None
-        return sum(queries.number_of(self._query.tenant, wanted) for queries in self._queries.values())
+        found = [
+            source.number_of(self._query.tenant, self._query.filter) for source in self._sources.values()
+        ]
+        return None if None in found else sum(filter(None, found))
 
-    def _places(
-        self, queries: PartitionQueries, edge: ListKey | None, *, descending: bool
-    ) -> Iterator[ListKey]:
-        return queries.candidates.of(self._query.tenant, self._query.filter, edge, descending=descending)
-
-    async def _along_the_index(self) -> tuple[list[_Match], list[ListKey]]:
-        """Matches, and for each partition that was not looked at to its end how far it was."""
+    async def _along_the_index(self) -> tuple[list[_Match], ListKey | None]:
+        """Matches in order, and where looking ended, if that was not the end."""
+        descending = self._order.descending
+        places = merge(
+            *(self._places(partition, self._after, descending) for partition in self._sources),
+            key=_key_of,
+            reverse=descending,
+        )
         found: list[_Match] = []
-        edges: list[ListKey] = []
-        most = max(SLICE_ROWS, EXAMINED_ROWS // max(1, len(self._queries)))
-        for partition, queries in self._queries.items():
-            places = self._places(queries, self._after, descending=self._order.descending)
-            rows, examined, here = FIRST_ROWS, 0, 0
-            while True:
-                keys = list(islice(places, rows))
-                matches = self._matching(queries, keys)
-                found.extend(_Match(key, partition) for key in matches)
-                examined += len(keys)
-                here += len(matches)
-                if len(keys) < rows:
-                    break
-                if here > self._query.limit or examined >= most:
-                    edges.append(keys[-1])
-                    break
-                rows = SLICE_ROWS
-                await asyncio.sleep(0)
-        return found, edges
+        rows, examined = FIRST_ROWS, 0
+        while True:
+            some = list(islice(places, rows))
+            found += self._matching(some, _in_creation)
+            examined += len(some)
+            if len(some) < rows:
+                return found, None
+            if len(found) > self._query.limit or examined >= EXAMINED_ROWS:
+                return found, some[-1].key
+            rows = SLICE_ROWS
+            await asyncio.sleep(0)
 
     async def _sorted(self) -> list[_Match]:
-        """All matches that come after the cursor."""
+        """All matches that come after the cursor, in order."""
         order = self._order
         found: list[_Match] = []
         matching = examined = 0
-        for partition, queries in self._queries.items():
-            walk = self._places(queries, None, descending=True)
-            while True:
-                keys = list(islice(walk, SLICE_ROWS))
-                places = self._matching(queries, keys, order.of)
-                examined += len(keys)
-                matching += len(places)
+        for partition in self._sources:
+            places = self._places(partition, None, descending=True)
+            while some := list(islice(places, SLICE_ROWS)):
+                matches = self._matching(some, order.of)
+                examined += len(some)
+                matching += len(matches)
                 if matching > MOST_SORTED or examined > MOST_SORTED_EXAMINED:
                     raise InvalidField(
                         f"sort: too many jobs to sort by {order.field}: narrow the filter down, or sort by created_at",
                         field="sort",
                     )
-                found.extend(
-                    _Match(place, partition)
-                    for place in places
-                    if self._after is None or order.behind(place, self._after)
-                )
-                if len(keys) < SLICE_ROWS:
-                    break
+                after = self._after
+                found += [match for match in matches if after is None or order.behind(match.key, after)]
                 await asyncio.sleep(0)
+        found.sort(key=_key_of, reverse=order.descending)
         return found
 
-    def _matching(
-        self,
-        queries: PartitionQueries,
-        keys: Sequence[ListKey],
-        place_of: Callable[[Job], ListKey] = _in_creation,
-    ) -> list[ListKey]:
-        """Those that match, each as its place. Of a job that has begun anew an index may know its former life too."""
-        tenant, passes = self._query.tenant, self._passes
-        names = [job_key(tenant, job_id) for _, job_id in keys]
-        passed = [
-            job
-            for key, job in zip(keys, queries.jobs(names), strict=True)
-            if job is not None and job.created_at_ms == key[0] and passes(job)
-        ]
-        wanted = self._query.filter
-        if wanted.looks_inside:
-            passed = [inside.job for inside in queries.insides(passed) if passes_inside(wanted, inside)]
-        return [place_of(job) for job in passed]
+    def _places(self, partition: int, edge: ListKey | None, descending: bool) -> Iterator[_Match]:
+        wanted, tenant = self._query.filter, self._query.tenant
+        places = self._sources[partition].places(tenant, wanted, edge, descending=descending)
+        return (_Match(place, partition) for place in places)
+
+    def _matching(self, places: Sequence[_Match], place_of: Callable[[Job], ListKey]) -> list[_Match]:
+        """Those that match, in the order of the places, each with its own."""
+        found: dict[ListKey, _Match] = {}
+        for partition, some in _by_partition(places).items():
+            source = self._sources[partition]
+            for job in source.matching(self._query.tenant, self._query.filter, [place.key for place in some]):
+                found[_in_creation(job)] = _Match(place_of(job), partition)
+        return [found[place.key] for place in places if place.key in found]
 
     def _shown(self, matches: Sequence[_Match]) -> list[JobView | None]:
         """Views in order, as many as fit a page: the first always does. None for one that has gone meanwhile."""
@@ -223,14 +197,26 @@ class Search:
         return shown
 
     def _views(self, matches: Sequence[_Match]) -> list[JobView | None]:
-        by_partition: dict[int, list[int]] = {}
-        for number, match in enumerate(matches):
-            by_partition.setdefault(match.partition, []).append(number)
-        views: dict[int, JobView | None] = {}
-        for partition, numbers in by_partition.items():
-            keys = [job_key(self._query.tenant, matches[number].key[1]) for number in numbers]
-            views.update(zip(numbers, self._queries[partition].views(keys), strict=True))
-        return [views[number] for number in range(len(matches))]
+        views: dict[_Match, JobView | None] = {}
+        for partition, some in _by_partition(matches).items():
+            keys = [job_key(self._query.tenant, match.key[1]) for match in some]
+            views.update(zip(some, self._sources[partition].views(keys), strict=True))
+        return [views[match] for match in matches]
+
+
+def _in_creation(job: Job) -> ListKey:
+    return job.created_at_ms, job.id
+
+
+def _key_of(match: _Match) -> ListKey:
+    return match.key
+
+
+def _by_partition(matches: Sequence[_Match]) -> dict[int, list[_Match]]:
+    found: dict[int, list[_Match]] = {}
+    for match in matches:
+        found.setdefault(match.partition, []).append(match)
+    return found
 
 
 def merge_search_pages(pages: Sequence[SearchPage], query: SearchQuery) -> SearchPage:

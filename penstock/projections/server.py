@@ -215,12 +215,14 @@ class ReadServer:
                 return await service.outcomes(call.lines, call.wanted)
             case protocol.ListJobs():
                 return await service.list_jobs(call.query, call.partitions)
-            case protocol.SearchJobs():
+            case protocol.SearchJobs() | protocol.SearchJobsAt():
                 return await service.search(call.query, call.partitions)
             case protocol.ListOperated():
                 return await service.operated(call.operation, call.limit, call.cursor, call.partitions)
             case protocol.GetCounts():
-                return await service.counts(call.tenant, call.partitions)
+                return await service.counts(call.tenant, partitions=call.partitions)
+            case protocol.GetCountsAt():
+                return await service.counts(call.tenant, call.at, call.partitions)
             case protocol.ListQuarantined():
                 return await service.quarantined(call.limit, call.cursor, call.partitions)
             case protocol.GetStatus():

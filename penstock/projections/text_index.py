@@ -3,7 +3,7 @@
 ::
 
     a job's searched text ──case folded──▶ every three characters in a row ─┐
-    its id ──▶ the first 4, 8, 12 ... characters ───────────────────────────┴▶ tantivy: jobs by term
+    its id ──▶ its first 3, 4, 6, 8 ... characters ───────────────────────────┴▶ tantivy: jobs by term
 
     "what contains `ayment fai`" ──▶ jobs with all of aym yme men ent "nt " "t f" " fa" fai, in creation order
 
@@ -35,15 +35,16 @@ FORMAT = 1
 """Version of the index's fields; it is part of the folder's name."""
 
 GRAM = 3
-PREFIX_STEP = 4
-PREFIX_MOST = 32
+PREFIXES = (3, 4, 6, 8, 12, 16, 24, 32)
+"""How many of an id's first characters are a term."""
+
 WRITER_BYTES = 16 * 1024 * 1024
 """What is indexed and not yet written, in memory."""
 
 COMMON = 4
 """A term that one job in so many has does not narrow a search down."""
 
-FIRST_HITS = 128
+FIRST_HITS = 64
 MOST_HITS = 1_024
 
 _GRAMS, _PREFIX, _SCOPE, _PARTITION, _KEY, _ID, _CREATED = (
@@ -108,10 +109,12 @@ def terms_of(wanted: JobFilter) -> list[Term]:
         wanted.error_contains.casefold(),
     ]
     terms = [Term(_GRAMS, gram) for text in asked for gram in _grams(text)]
-    steps = min(len(wanted.id_prefix), PREFIX_MOST) // PREFIX_STEP
-    if steps:
-        terms.append(Term(_PREFIX, wanted.id_prefix[: steps * PREFIX_STEP]))
+    terms += [Term(_PREFIX, prefix) for prefix in _prefixes(wanted.id_prefix)[-1:]]
     return list(dict.fromkeys(terms))
+
+
+def _prefixes(job_id: str) -> list[str]:
+    return [job_id[:length] for length in PREFIXES if length <= len(job_id)]
 
 
 def _grams(text: str) -> Iterable[str]:
@@ -156,10 +159,7 @@ class TextIndex:
             id=entry.id,
             created=entry.created_at_ms,
             grams=_well_formed(entry.text),
-            prefix=[
-                entry.id[:length]
-                for length in range(PREFIX_STEP, min(len(entry.id), PREFIX_MOST) + 1, PREFIX_STEP)
-            ],
+            prefix=_prefixes(entry.id),
         )
         self._writer.add_document(document)
 

@@ -24,6 +24,7 @@ from penstock.projections.port import (
     JobsPage,
     JobsQuery,
     JobView,
+    Moment,
     OperatedPage,
     PartitionStatus,
     QuarantinedItem,
@@ -236,7 +237,9 @@ class InstantReadModel:
         with self._log.lock:
             return self._log.reads.operated(operation, limit, cursor)
 
-    async def counts(self, tenant: str = "default") -> list[CountRow]:
+    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
+        if at is not None:
+            return await self._log.reads.counts_at(tenant, at)
         with self._log.lock:
             return self._log.reads.counts(tenant)
 

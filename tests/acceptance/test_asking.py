@@ -143,5 +143,15 @@ def _as_it_was(client: Client, server: str) -> None:
     for item in items:
         if item["outcome"] == "applied":
             assert client.get("heard-0", item["position"])["state"] == states[item["type"]]
+    first, last = items[0]["position"], items[-1]["position"]
+    listed = [
+        {job["id"]: job["state"] for job in client.search({"id_prefix": "heard-0"}, at=at)}
+        for at in (first, last)
+    ]
+    assert [states.get("heard-0") for states in listed] == ["ready", "dead"]
+    for at in (first, last):
+        counted: Counter[str] = Counter(job["state"] for job in client.jobs(at=at))
+        assert client.counts(at)["states"] == counted
+    assert {job["id"] for job in client.jobs(at="2020-01-01T00:00:00Z")} == set()
     before = http("GET", f"{server}/api/v1/jobs/heard-0?at=2020-01-01T00:00:00Z")
     assert (before.status, json.loads(before.body)["code"]) == (404, "job_not_found")

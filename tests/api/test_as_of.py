@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.projections.service import ProjectionService
 from tests.api.harness import Bench
 
 
@@ -108,3 +109,68 @@ async def test_it_does_not_go_with_waiting(api: Bench) -> None:
         "/api/v1/jobs/some", params={"at": "2020-01-01T00:00:00Z", "until": "finished"}
     )
     assert answer.status_code == 422
+
+
+async def ids_at(api: Bench, at: str, **filter: Any) -> list[str]:
+    listed = await api.http.get("/api/v1/jobs", params={"at": at, **filter})
+    assert listed.status_code == 200, listed.text
+    found = await api.http.post("/api/v1/jobs/search", json={"at": at, "filter": filter})
+    assert found.json()["items"] == listed.json()["items"]
+    assert listed.json()["total"] is None
+    return [job["id"] for job in listed.json()["items"]]
+
+
+async def test_lists_searches_and_counts_as_they_were(whole: Bench) -> None:
+    moments: list[str] = []
+
+    async def moment() -> None:
+        moments.append((await whole.enqueue(queue="clock"))["position"])
+
+    await moment()
+    await whole.enqueue(id="a")
+    await moment()
+    await whole.enqueue(id="b")
+    await whole.http.post("/api/v1/jobs/a/cancel", json={})
+    await moment()
+    await whole.http.delete("/api/v1/jobs/a")
+    await whole.http.post("/api/v1/jobs/b/hold", json={})
+    await moment()
+    others = [
+        {job for job in await ids_at(whole, at, queue="default") if job in ("a", "b")} for at in moments
+    ]
+    assert others == [set(), {"a"}, {"a", "b"}, {"b"}]
+    assert await ids_at(whole, moments[2], state="cancelled") == ["a"]
+    assert await ids_at(whole, moments[3], state="held") == ["b"]
+    states: list[dict[str, int]] = []
+    for at in moments:
+        counts = (await whole.http.get("/api/v1/counts", params={"at": at})).json()
+        assert counts["total"] == sum(row["jobs"] for row in counts["rows"])
+        assert counts["unhandled"] == []
+        states.append({state: jobs for state, jobs in counts["states"].items() if state != "ready"})
+    assert states == [{}, {}, {"cancelled": 1}, {"held": 1}]
+    long_ago = "2020-01-01T00:00:00Z"
+    assert await ids_at(whole, long_ago) == []
+    assert (await whole.http.get("/api/v1/counts", params={"at": long_ago})).json()["total"] == 0
+    ahead = (await whole.http.get("/api/v1/counts", params={"at": "2100-01-01T00:00:00Z"})).json()
+    assert ahead["rows"] == (await whole.http.get("/api/v1/counts")).json()["rows"]
+
+
+@pytest.mark.parametrize("at", ["yesterday", "2020-01-01T00:00:00", "0:1", "99:0:0", "0:99999:0", "x" * 65])
+async def test_no_moment_at_all(api: Bench, at: str) -> None:
+    asked = [
+        await api.http.get("/api/v1/jobs", params={"at": at}),
+        await api.http.get("/api/v1/counts", params={"at": at}),
+        await api.http.post("/api/v1/jobs/search", json={"at": at}),
+    ]
+    for answer in asked:
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["field"] == "at"
+
+
+async def test_before_what_is_remembered_it_says_so(api: Bench) -> None:
+    assert isinstance(api.deps.read_model, ProjectionService)
+    api.deps.read_model.history_age_ms = 60_000
+    for path in ("jobs", "counts"):
+        answer = await api.http.get(f"/api/v1/{path}", params={"at": "2020-01-01T00:00:00Z"})
+        assert answer.status_code == 422
+        assert "remembered since" in answer.json()["errors"][0]["message"]

@@ -47,6 +47,19 @@ def test_search(ask: Run) -> None:
     assert "s-1" in ask("jobs", "search", "--tag", "red", "--limit", "1", "--cursor", cursor).out
 
 
+def test_lists_and_counts_as_they_were(ask: Run) -> None:
+    position = put_in(ask, "--id", "w-1", "--queue", "was")["position"]
+    assert ask("jobs", "delete", "w-1").code == 0
+    assert ids(ask("jobs", "list", "--queue", "was", "--output", "json")) == []
+    for command in ("list", "search"):
+        assert ids(ask("jobs", command, "--queue", "was", "--at", position, "--output", "json")) == ["w-1"]
+    rows = ask("counts", "--at", position, "--output", "json").json["rows"]
+    assert [row["jobs"] for row in rows if row["queue"] == "was"] == [1]
+    wrong = ask("counts", "--at", "yesterday")
+    assert wrong.code != 0
+    assert "at: a time with its zone" in wrong.err
+
+
 def test_operations(ask: Run) -> None:
     for number in range(3):
         put_in(ask, "--id", f"o-{number}", "--queue", "many")

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -258,6 +259,17 @@ class TestReads:
         server = Server(httpx.Response(200, json={"items": []}))
         assert run_both(server, lambda client: getattr(client, name)()) == [{"items": []}] * 2
         assert {request.url.path for request in server.requests} == {f"/api/v1/{name}"}
+
+    def test_what_was_is_asked_for_by_its_moment(self):
+        server = Server(httpx.Response(200, json={"items": [], "next_cursor": None}))
+        moment = datetime(2026, 1, 2, tzinfo=UTC)
+        run_both(server, lambda client: client.counts(moment))
+        run_both(server, lambda client: client.jobs_page(at="0:1:2"))
+        run_both(server, lambda client: client.search_page({}, at=moment))
+        asked = [
+            request.url.params.get("at") or json.loads(request.content)["at"] for request in server.requests
+        ]
+        assert asked == [moment.isoformat()] * 2 + ["0:1:2"] * 2 + [moment.isoformat()] * 2
 
     def test_waiting_ends_with_the_job(self):
         states = [

@@ -16,6 +16,7 @@ from penstock.projections.filters import passes_inside, row_test
 from penstock.projections.indexing import IndexedPart, Indexer
 from penstock.projections.port import JobFilter, SearchQuery
 from penstock.projections.search import Search
+from penstock.projections.sources import Present
 from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.ids import job_key
 from tests.projections.model import OnePartition
@@ -58,7 +59,7 @@ class Indexed:
         await until(lambda: self.part.whole and not self.part.unindexed.jobs)
 
     async def found(self, wanted: JobFilter) -> list[str]:
-        page = await Search(SearchQuery(filter=wanted, limit=1_000), {0: self.one.queries}).page()
+        page = await Search(SearchQuery(filter=wanted, limit=1_000), {0: Present(self.one.queries)}).page()
         assert page.next_cursor is None
         return [job.id for job in page.items]
 

@@ -13,7 +13,8 @@ from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
 from penstock.projections import protocol
 from penstock.projections.connection import Connection
-from penstock.projections.port import JobsQuery, ReadModel
+from penstock.projections.merge import view_time_ms
+from penstock.projections.port import JobsQuery, Moment, ReadModel, SearchQuery
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
@@ -87,6 +88,12 @@ async def test_two_processes_answer_as_one(log: Log, topics: Topics, tmp_path: P
         assert await remote.history("default", "nobody") is None
         wanted = [(positions[number], "default", f"j{number}", f"enq.j{number}") for number in range(60)]
         assert await remote.verdicts(wanted, WAIT_MS) == await local.verdicts(wanted, WAIT_MS)
+        page = await local.search(SearchQuery(limit=1_000))
+        for at in (Moment(view_time_ms(page.items[30].created_at)), Moment(0), Moment(1 << 50, 1, 1 << 50)):
+            query = SearchQuery(limit=1_000, at=at)
+            assert await remote.search(query) == await local.search(query)
+            assert await remote.counts("default", at) == await local.counts("default", at)
+        assert sum(row.jobs for row in await remote.counts("default", Moment(0))) == 0
         mine, theirs = await local.status(), await remote.status()
         assert [(one.partition, one.digest, one.next_offset) for one in mine] == [
             (one.partition, one.digest, one.next_offset) for one in theirs

@@ -1,0 +1,117 @@
+"""Lists, searches and counts as of a moment: what was answered at that moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.log.port import Record
+from penstock.projections import sources
+from penstock.projections.port import CountRow, JobFilter, JobView, Moment, SearchPage, SearchQuery, Sort
+from penstock.schemas.errors import InvalidField
+from penstock.schemas.limits import MAX_BUNDLE_LINES
+from penstock.schemas.position import pack
+from tests.projections.model import OnePartition
+from tests.state.strategies import cuts, ops
+from tests.state.writing import Op, Writer
+
+FILTERS = (
+    JobFilter(),
+    JobFilter(state=("ready",)),
+    JobFilter(state=("dead", "succeeded"), queue=("bulk",)),
+    JobFilter(type=("mail",), attempt_min=1),
+    JobFilter(id_prefix="job-2"),
+    JobFilter(has_errors=True),
+    JobFilter(payload_contains='"n":1'),
+    JobFilter(text="report"),
+)
+
+
+def folded(records: Sequence[Record], commit_after: list[int] | None = None) -> OnePartition:
+    one = OnePartition()
+    rest = iter(records)
+    for cut in (commit_after or [1]) * (len(records) + 1):
+        one.fold([record for _, record in zip(range(cut), rest, strict=False)], commit_after=99)
+    return one
+
+
+def searched(one: OnePartition, query: SearchQuery) -> SearchPage:
+    return asyncio.run(one.reads.search(query))
+
+
+def plain(view: JobView) -> tuple[object, ...]:
+    return (
+        view.id,
+        view.state,
+        view.attempt,
+        view.created_at,
+        view.updated_at,
+        bytes(view.payload),
+        view.errors,
+    )
+
+
+def counts_of(rows: Sequence[CountRow]) -> dict[tuple[str, str, str, str], int]:
+    return {(row.state, row.queue, row.pool, row.type): row.jobs for row in rows}
+
+
+def check(now: OnePartition, then: OnePartition, at: Moment) -> None:
+    for wanted in FILTERS:
+        for sort in ("-created_at", "created_at", "-updated_at"):
+            query = SearchQuery(filter=wanted, limit=1_000, sort=sort)
+            was = searched(now, SearchQuery(filter=wanted, limit=1_000, sort=sort, at=at))
+            assert [plain(view) for view in was.items] == [
+                plain(view) for view in searched(then, query).items
+            ]
+            assert was.total is None
+    counted = asyncio.run(now.reads.counts_at("default", at))
+    assert counts_of(counted) == counts_of(then.reads.counts("default"))
+
+
+@given(ops, cuts, st.data())
+def test_at_a_time_and_at_a_position(played: list[Op], commit_after: list[int], data: st.DataObject) -> None:
+    records = Writer().play(played)
+    number = data.draw(st.integers(0, len(records) - 1))
+    last = records[number]
+    now = folded(records, commit_after)
+    exactly = Moment(last.time_ms, 0, pack(last.offset, MAX_BUNDLE_LINES - 1))
+    check(now, folded(records[: number + 1]), exactly)
+    moment = Moment(last.time_ms)
+    check(now, folded([record for record in records if record.time_ms <= last.time_ms]), moment)
+
+
+@given(ops, st.integers(1, 3), st.sampled_from(["created_at", "-created_at"]))
+def test_pages_put_together_are_the_list(played: list[Op], limit: int, sort: Sort) -> None:
+    records = Writer().play(played)
+    one = folded(records)
+    at = Moment(records[len(records) // 2].time_ms)
+    whole = searched(one, SearchQuery(limit=1_000, sort=sort, at=at)).items
+    found: list[JobView] = []
+    cursor = ""
+    while True:
+        page = searched(one, SearchQuery(limit=limit, sort=sort, at=at, cursor=cursor))
+        found += page.items
+        if page.next_cursor is None:
+            break
+        cursor = page.next_cursor
+    assert found == whole
+
+
+def test_more_forgotten_jobs_than_are_looked_through_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MOST_FORGOTTEN", 3)
+    writer = Writer()
+    for number in range(4):
+        writer.play(
+            [("enqueue", number, 1), ("end_record", 0, 0), ("cancel", number, 0), ("end_record", 0, 0)]
+        )
+        writer.play([("age", 0, 0), ("forget", number, 0), ("end_record", 0, 0)])
+    one = folded(writer.records)
+    assert searched(one, SearchQuery()).items == []
+    with pytest.raises(InvalidField, match="more than 3 jobs were forgotten"):
+        searched(one, SearchQuery(at=Moment(writer.records[0].time_ms)))
+    last = writer.records[-2].time_ms
+    assert [view.id for view in searched(one, SearchQuery(at=Moment(last))).items] == ["job-3"]
