@@ -8,7 +8,7 @@ than by being taken (cancelled, expired) is only marked, and dropped when its tu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from itertools import islice
 
 from penstock.core.job import Job
@@ -103,23 +103,43 @@ class Backlog:
         return not any(map(self._has, self._windows.values()))
 
     def take(self, lanes: list[Lane], limit: int, taken: Callable[[str], bool]) -> list[Taken]:
-        """Up to ``limit`` jobs, by turns from each lane. ``taken`` tells of a key that is already proposed."""
-        found: list[Taken] = []
-        queue = (
-            deque(lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)])
-            if lanes
-            else deque[Lane]()
-        )
+        """Up to ``limit`` jobs: by turns from each tenant's queues, and of a queue by turns from each of its types.
+
+        Args:
+            taken: tells of a key that is already proposed.
+        """
+        owners: dict[tuple[str, str], deque[Lane]] = {}
+        for lane in lanes:
+            owners.setdefault(lane.owner, deque()).append(lane)
+        queue = deque(owners.values())
+        if queue:
+            for own in queue:
+                own.rotate(-(self._turn // len(queue)))
+            queue.rotate(-self._turn)
         self._turn += 1
-        share = max(1, -(-limit // max(1, len(lanes))))
+        share = _share(limit, queue)
+        found: list[Taken] = []
         # A job that came back may stand in a window twice, at its head and where it was read from the store.
         chosen: set[str] = set()
         while queue and len(found) < limit:
-            lane = queue.popleft()
+            own = queue.popleft()
+            found += self._take_by_turns(own, min(share, limit - len(found)), taken, chosen)
+            if own:
+                queue.append(own)
+        return found
+
+    def _take_by_turns(
+        self, lanes: deque[Lane], limit: int, taken: Callable[[str], bool], chosen: set[str]
+    ) -> list[Taken]:
+        """Up to ``limit`` jobs of one owner; lanes that have no more leave ``lanes``."""
+        share = _share(limit, lanes)
+        found: list[Taken] = []
+        while lanes and len(found) < limit:
+            lane = lanes.popleft()
             got = self._take_from(lane, min(share, limit - len(found)), taken, chosen)
             if got:
-                found.extend(got)
-                queue.append(lane)
+                found += got
+                lanes.append(lane)
         return found
 
     def _take_from(
@@ -152,3 +172,7 @@ class Backlog:
         rows = list(self._index.ready_from(lane, window.rest_from or b"", WINDOW))
         window.entries.extend(rows)
         window.rest_from = place_of(*rows[-1]) + b"\0" if len(rows) == WINDOW else None
+
+
+def _share(limit: int, takers: Sized) -> int:
+    return max(1, -(-limit // max(1, len(takers))))

@@ -53,6 +53,12 @@ class Lane(NamedTuple):
     rank: int
     queue: str
     job_type: str
+    tenant: str = "default"
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Who has a turn of its own among those of one urgency, however many lanes it has: a queue of a tenant."""
+        return self.tenant, self.queue
 
     @property
     def prefix(self) -> bytes:
@@ -60,25 +66,28 @@ class Lane(NamedTuple):
         return _lane_prefix(self)
 
 
+_decode_counts = msgspec.msgpack.Decoder(list[tuple[Lane, int]]).decode
+
+
 @lru_cache(maxsize=1_024)
 def _lane_prefix(lane: Lane) -> bytes:
-    return b"%s%s\0%c%s\0%s\0" % (
-        READY, lane.pool.encode(), lane.rank, lane.queue.encode(), lane.job_type.encode()
+    return b"%s%s\0%c%s\0%s\0%s\0" % (
+        READY, lane.pool.encode(), lane.rank, lane.queue.encode(), lane.job_type.encode(), lane.tenant.encode()
     )  # fmt: skip
 
 
-_lanes: dict[tuple[str, str, str, str], Lane] = {}
+_lanes: dict[tuple[str, str, str, str, str], Lane] = {}
 _MOST_LANES = 10_000
 
 
 def lane_of(job: Job) -> Lane:
     """The job's lane. Asked for several times a job, so the same ones are handed out again."""
-    name = (job.pool, job.priority, job.queue, job.job_type)
+    name = (job.pool, job.priority, job.queue, job.job_type, job.tenant)
     lane = _lanes.get(name)
     if lane is None:
         if len(_lanes) >= _MOST_LANES:
             _lanes.clear()
-        lane = _lanes[name] = Lane(job.pool, RANK[job.priority], job.queue, job.job_type)
+        lane = _lanes[name] = Lane(job.pool, RANK[job.priority], job.queue, job.job_type, job.tenant)
     return lane
 
 
@@ -140,12 +149,7 @@ class Index:
         self._refused: dict[int, Note] = {}
         self._noted: set[int] = set()
         stored = kv.get(BACKLOG, COUNTS)
-        pairs: list[tuple[tuple[str, int, str, str], int]] = (
-            []
-            if stored is None
-            else msgspec.msgpack.decode(stored, type=list[tuple[tuple[str, int, str, str], int]])
-        )
-        self.ready: dict[Lane, int] = {Lane(*lane): jobs for lane, jobs in pairs}
+        self.ready: dict[Lane, int] = {} if stored is None else dict(_decode_counts(stored))
 
     @classmethod
     def of(cls, store: PartitionStore) -> Self:

@@ -45,7 +45,7 @@ from penstock.state.snapshots_restoring import StateKind, open_partitions
 
 _log = logging.getLogger("penstock.orchestrator")
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the rows that the orchestrator derives."""
 
 READ_BACK_MS = 5_000

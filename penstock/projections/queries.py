@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from penstock.core.job import Job
 from penstock.core.rows import decode_job_row, job_row_key
@@ -47,7 +48,7 @@ from penstock.projections.rows import (
     job_prefix,
     number,
 )
-from penstock.projections.views import JobBodies, event_id_of, history_item, job_view, time_text
+from penstock.projections.views import JobBodies, event_id_in, event_id_of, history_item, job_view, time_text
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
 from penstock.schemas.position import parse, unpack
@@ -65,6 +66,20 @@ _BEGINS = ev.Enqueued.__name__
 
 _SEARCHED_ROWS = 1_000
 """How far around its supposed place an event is looked for."""
+
+
+class Asked(NamedTuple):
+    """What is asked of an event: where it was written, its job's key, its id, and the unique key of its job, if any."""
+
+    packed: int
+    key: str
+    event_id: str
+    unique_key: str = ""
+
+    def is_first(self, row: bytes) -> bool:
+        """Whether it is the first of a row of accepted lines: most are, since most are of jobs that begin."""
+        position, _, line = decode_lines(row)[0]
+        return position == self.packed and event_id_in(line) == self.event_id
 
 
 class PartitionQueries:
@@ -221,14 +236,24 @@ class PartitionQueries:
 
     # Verdicts
 
-    def verdict(self, packed: int, key: str, event_id: str, unique_key: str = "") -> VerdictView:
-        """What became of an event of a job: of the line at ``packed`` if it is that, else of any line with its id.
+    def verdicts(self, asked: Sequence[Asked]) -> list[VerdictView]:
+        """What became of events of jobs: of the line at ``packed`` if it is that, else of any line with its id.
 
         A verb that repeats one already decided has its verdict: done or not is what its sender wants to know. Other
         repeats are told as ``duplicate``. Outcome ``unknown`` where nothing is known of such an event.
 
         Of a job that did not begin since another holds its unique key, that other job is told.
         """
+        rows = self._kv.multi_get(HISTORY, [job_prefix(one.key) + number(one.packed) for one in asked])
+        plain = [
+            one for one, data in zip(asked, rows, strict=True) if data is not None and one.is_first(data)
+        ]
+        views = dict(zip(plain, self.views([one.key for one in plain]), strict=True))
+        return [
+            VerdictView("applied", "", views[one]) if one in views else self._verdict(*one) for one in asked
+        ]
+
+    def _verdict(self, packed: int, key: str, event_id: str, unique_key: str) -> VerdictView:
         outcome, reason = self._line_verdict(packed, key, event_id)
         if outcome == "unknown_job" and unique_key:
             return self._turned_away(key, unique_key)

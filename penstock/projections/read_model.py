@@ -290,10 +290,10 @@ class ReadModelService:
             highest[position.partition] = max(position, highest.get(position.partition, position))
         await self.wait(highest, timeout_ms)
         found: list[VerdictView] = []
-        keys = unique_keys or [""] * len(wanted)
-        for number, (one, unique_key) in enumerate(zip(wanted, keys, strict=True), 1):
-            found.append(self._reads.verdict(*one, unique_key))
-            if number % VERDICTS_A_SLICE == 0:
+        for start in range(0, len(wanted), VERDICTS_A_SLICE):
+            slice_ = slice(start, start + VERDICTS_A_SLICE)
+            found += self._reads.verdicts(wanted[slice_], unique_keys[slice_])
+            if len(found) < len(wanted):
                 await asyncio.sleep(0)
         return found
 

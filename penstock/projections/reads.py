@@ -29,7 +29,7 @@ from penstock.projections.port import (
     SearchQuery,
     VerdictView,
 )
-from penstock.projections.queries import PAGE_BYTES, PartitionQueries
+from penstock.projections.queries import PAGE_BYTES, Asked, PartitionQueries
 from penstock.projections.search import Search
 from penstock.projections.sources import Past, Present, Source
 from penstock.projections.views import time_text
@@ -61,10 +61,21 @@ class LocalReads:
         check_limit(limit)
         return self.of_job(job_id).history(job_key(tenant, job_id), limit, cursor)
 
-    def verdict(
-        self, position: Position, tenant: str, job_id: str, event_id: str, unique_key: str = ""
-    ) -> VerdictView:
-        return self.of_job(job_id).verdict(position.packed, job_key(tenant, job_id), event_id, unique_key)
+    def verdicts(
+        self, wanted: Sequence[tuple[Position, str, str, str]], unique_keys: Sequence[str] = ()
+    ) -> list[VerdictView]:
+        """For each (position, tenant, job id, event id), and unique key: what became of the event, in order."""
+        by_partition: dict[int, list[int]] = {}
+        asked: list[Asked] = []
+        keys = unique_keys or [""] * len(wanted)
+        for index, ((position, tenant, job_id, event_id), key) in enumerate(zip(wanted, keys, strict=True)):
+            by_partition.setdefault(partition_of(job_id, self._partition_count), []).append(index)
+            asked.append(Asked(position.packed, job_key(tenant, job_id), event_id, key))
+        found: dict[int, VerdictView] = {}
+        for partition, indexes in by_partition.items():
+            verdicts = self._held(partition).verdicts([asked[index] for index in indexes])
+            found.update(zip(indexes, verdicts, strict=True))
+        return [found[index] for index in range(len(wanted))]
 
     def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
         found: dict[int, str] = {}

@@ -183,6 +183,11 @@ def history_item(
 
 
 def event_id_of(item: HistoryItem) -> str:
+    """See :func:`event_id_in`."""
+    return event_id_in(item.event)
+
+
+def event_id_in(line: bytes | Raw) -> str:
     """The event's id; an ``Enqueued`` without one has its job's."""
-    envelope = _decode_envelope(item.event)
+    envelope = _decode_envelope(line)
     return envelope.id or envelope.job

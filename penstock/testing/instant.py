@@ -218,9 +218,8 @@ class InstantReadModel:
         timeout_ms: int,
         unique_keys: Sequence[str] = (),
     ) -> list[VerdictView]:
-        keys = unique_keys or [""] * len(wanted)
         with self._log.lock:
-            return [self._log.reads.verdict(*one, key) for one, key in zip(wanted, keys, strict=True)]
+            return self._log.reads.verdicts(wanted, unique_keys)
 
     async def outcomes(self, lines: Sequence[tuple[Position, str, str]], wanted: JobFilter) -> list[str]:
         with self._log.lock:

@@ -268,3 +268,38 @@ def test_counts_and_rows_follow_the_jobs_whatever_the_commits(seed: int) -> None
     ready = Counter(lane_of(job) for job in jobs.values() if job.state == "ready")
     assert ledger.index.ready == ready
     assert Index(kv, lambda: 0).ready == ready
+
+
+def shares(ledger: Ledger, lanes: list[Lane], limit: int, times: int) -> Counter[str]:
+    """How many jobs of each queue (or tenant) the next calls take, by the first letter of their ids."""
+    return Counter(job[0] for _ in range(times) for job in ledger.take(limit, lanes))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 30])
+def test_a_queue_with_many_types_gets_no_more_than_one_with_one(limit: int) -> None:
+    ledger = Ledger()
+    for kind in range(5):
+        ledger.enqueue(*(f"many-{kind}-{number}" for number in range(60)), queue="many", job_type=f"t{kind}")
+    ledger.enqueue(*(f"few-{number}" for number in range(60)), queue="few")
+    lanes = ledger.backlog.lanes(2)
+    assert len(lanes) == 6
+    taken = shares(ledger, lanes, limit, 60 // limit)
+    assert abs(taken["m"] - taken["f"]) <= limit, taken
+    kinds = Counter(
+        job[:6] for _ in range(60 // limit) for job in ledger.take(limit, lanes) if job.startswith("many")
+    )
+    assert len(kinds) == 5
+    assert max(kinds.values()) - min(kinds.values()) <= max(2, limit), kinds
+
+
+@pytest.mark.parametrize("limit", [1, 3, 16])
+def test_a_flood_of_one_tenant_starves_no_other(limit: int) -> None:
+    ledger = Ledger()
+    ledger.enqueue(*(f"flood-{number}" for number in range(300)), tenant="loud")
+    ledger.enqueue(*(f"quiet-{number}" for number in range(8)), tenant="still")
+    lanes = ledger.backlog.lanes(2)
+    assert {lane.tenant for lane in lanes} == {"loud", "still"}
+    taken = shares(ledger, lanes, limit, -(-16 // limit))
+    assert taken["q"] == 8
+    # Nobody's share is left lying: what one does not want the other has.
+    assert len(ledger.take(64, ledger.backlog.lanes(2))) == 64

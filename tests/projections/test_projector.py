@@ -289,10 +289,12 @@ def test_a_repeated_report_is_a_duplicate_where_it_stands_and_applied_where_it_f
     one.fold(writer.records)
     assert len(writer.records) == 4
     event_id = "lease-2.s"
-    verdicts = [
-        one.reads.verdict(Position(0, offset, line), "default", "a", event_id)
-        for offset, line in ((2, 1), (2, 2), (3, 0), (3, 9))
-    ]
+    verdicts = one.reads.verdicts(
+        [
+            (Position(0, offset, line), "default", "a", event_id)
+            for offset, line in ((2, 1), (2, 2), (3, 0), (3, 9))
+        ]
+    )
     assert [verdict.outcome for verdict in verdicts] == ["applied", "duplicate", "duplicate", "applied"]
 
 
