@@ -92,7 +92,11 @@ class IndexedPart:
         if index is None or self.unindexed.jobs > MOST_WAITING:
             return None
         terms = terms_of(wanted)
-        if not index.narrows(terms):
+        try:
+            if not index.narrows(terms):
+                return None
+        except TextIndexFailed as error:
+            self.index, self.damage = None, error
             return None
         finder = index.finder(self.store.partition, tenant, terms, descending=window.descending)
         waiting = sorted(filter(window.has, self._waiting(tenant)), reverse=window.descending)
@@ -149,6 +153,8 @@ class Indexer:
                     await work()
                 except (OSError, TextIndexFailed) as error:
                     _log.warning("the text index cannot be used, searches do without it: %s", error)
+                except Exception:  # noqa: BLE001 - the read model is worth more than its index
+                    _log.exception("indexing failed, searches do without it")
                 self._let_go()
                 await asyncio.sleep(AGAIN_S)
                 work = self._begin_anew
