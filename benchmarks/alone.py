@@ -176,7 +176,7 @@ def reads_of(ours: Penstock, jobs: int) -> Iterator[Table]:
     columns = ("HTTP p50, ms", "HTTP p99, ms", "direct p50, ms", "direct p99, ms")
     table = Table("reads", f"Reads with {jobs:,} jobs in the read model", columns)
     for name, times in over_http.items():
-        figures = [*_p50_p99(times), *_p50_p99(direct[name])]
+        figures = [*p50_p99(times), *p50_p99(direct[name])]
         table.add(name, map(millis, figures), figures)
     yield table
 
@@ -204,7 +204,8 @@ def _timed(client: httpx.Client, path: Callable[[], str]) -> list[float]:
     return times
 
 
-def _p50_p99(times: list[float]) -> tuple[float, float]:
+def p50_p99(times: list[float]) -> tuple[float, float]:
+    """Median and 99th percentile."""
     ordered = sorted(times)
     return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
-from benchmarks import alone, failover, latency, machine, publishing, side_by_side
+from benchmarks import alone, failover, latency, machine, publishing, searching, side_by_side
 from benchmarks.installing import NotInstalled, install
 from benchmarks.interpreter import use_fastest
 from benchmarks.ours import Penstock, PenstockDev
@@ -43,10 +43,11 @@ ALONE: dict[str, Callable[[Broker, Plan], Iterator[Table]]] = {
     "million": alone.million,
     "failover": failover.failover,
     "reads": alone.reads,
+    "search": searching.search,
 }
 PARTS = [*COMPARED, *ALONE]
 QUICK_PARTS = ["drain", "enqueue"]
-USUAL_PARTS = [*COMPARED, "scale", "replay", "million"]
+USUAL_PARTS = [*COMPARED, "scale", "replay", "million", "search"]
 """The rest are parts of `million`, for sizes of their own."""
 
 

@@ -41,6 +41,13 @@ def item_of(kind: str, number: int) -> dict[str, Any]:
         return {"type": kind, "payload": {"text": PAYLOAD}}
     if kind == "flaky":
         return {"type": kind, "payload": {"number": number}, "backoff": SOON}
+    if kind == "searched":
+        return {
+            "type": kind,
+            "payload": {"number": number, "to": f"user{number}@example.org"},
+            "tags": [f"group-{number % 1_000:03d}"],
+            "priority": "high" if number % 2 else "normal",
+        }
     return {"type": kind}
 
 

@@ -14,6 +14,7 @@ from penstock.core.unique import decode_key_row, held_by, key_row_key
 from penstock.projections.as_of import Life, life_after
 from penstock.projections.candidates import Candidates, ListKey
 from penstock.projections.filters import Inside, passes_inside, row_test
+from penstock.projections.forgotten import ForgottenJobs
 from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
 from penstock.projections.port import (
@@ -24,6 +25,7 @@ from penstock.projections.port import (
     JobFilter,
     JobsQuery,
     JobView,
+    Moment,
     PartitionStatus,
     QuarantinedItem,
     VerdictView,
@@ -31,7 +33,6 @@ from penstock.projections.port import (
 from penstock.projections.rows import (
     ACTIVATED,
     ERRORS,
-    FORGOTTEN,
     HISTORY,
     QUARANTINE,
     REFUSED,
@@ -91,6 +92,7 @@ class PartitionQueries:
         self._kv = store.store
         self.candidates = Candidates(self._kv, groups)
         self.operated = Operated(self._kv)
+        self.forgotten = ForgottenJobs(self._kv, self.life_at)
         self.partition = store.partition
 
     # Jobs
@@ -314,10 +316,10 @@ class PartitionQueries:
         life = self.life_as_of(key, moment, packed)
         return None if life is None else self.view_of(life)
 
-    def forgotten_since(self, moment: int, limit: int) -> list[str]:
-        """Keys of up to ``limit`` jobs, some of them twice, whose lives were forgotten after a log time (Unix ms)."""
-        rows = self._kv.scan(FORGOTTEN, number(max(0, moment + 1)), limit=limit)
-        return [key.decode() for _, key in rows]
+    def life_at(self, key: str, at: Moment) -> Life | None:
+        """The job as it was at a moment of the whole log."""
+        exactly = at.partition == self.partition
+        return self.life_as_of(key, None if exactly else at.time_ms, at.packed)
 
     def _lines_until(self, prefix: bytes, moment: int | None, packed: int) -> Iterator[Line]:
         stop = after_prefix(prefix) if moment is not None else prefix + number(packed + 1)

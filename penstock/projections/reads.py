@@ -105,7 +105,7 @@ class LocalReads:
         """One page. As :meth:`counts_at`, this lets others have their turns in between."""
         at = query.at
         sources: dict[int, Source] = {
-            queries.partition: Present(queries) if at is None else Past(queries, at)
+            queries.partition: Present(queries) if at is None else await Past.of(queries, at)
             for queries in self._asked(partitions)
         }
         return await Search(query, sources).page()
@@ -154,8 +154,10 @@ class LocalReads:
         self, tenant: str, at: Moment, partitions: Collection[int] | None = None
     ) -> list[CountRow]:
         """The counts as they were, counted job by job."""
-        counted = [await Past(queries, at).counts(tenant) for queries in self._asked(partitions)]
-        return merge_counts(row for rows in counted for row in rows)
+        counted: list[CountRow] = []
+        for queries in self._asked(partitions):
+            counted += await (await Past.of(queries, at)).counts(tenant)
+        return merge_counts(counted)
 
     def quarantined(
         self, limit: int, cursor: str, partitions: Collection[int] | None = None

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, Self
 
 from penstock.core.job_state import Job
 from penstock.projections.as_of import Life
@@ -20,10 +20,8 @@ from penstock.projections.candidates import ListKey, Window
 from penstock.projections.filters import Inside, passes_inside, row_test
 from penstock.projections.port import NULL, CountRow, JobFilter, JobView, Moment
 from penstock.projections.queries import PartitionQueries
-from penstock.schemas.errors import InvalidField
 from penstock.schemas.ids import job_key
 
-MOST_FORGOTTEN = 100_000
 SLICE_JOBS = 200
 
 
@@ -78,16 +76,17 @@ class Present:
 
 
 class Past:
-    """Jobs as they were. Raises InvalidField where too many were forgotten since."""
+    """Jobs as they were; see :meth:`of`."""
 
-    def __init__(self, queries: PartitionQueries, at: Moment) -> None:
+    def __init__(self, queries: PartitionQueries, at: Moment, gone: Mapping[str, ListKey]) -> None:
         self._queries = queries
         self._at = at
-        self._exactly = at.packed if at.partition == queries.partition else None
-        forgotten = queries.forgotten_since(at.time_ms - 1, MOST_FORGOTTEN + 1)
-        if len(forgotten) > MOST_FORGOTTEN:
-            raise InvalidField(f"at: more than {MOST_FORGOTTEN} jobs were forgotten since", field="at")
-        self._forgotten = dict.fromkeys(forgotten)
+        self._gone = gone
+
+    @classmethod
+    async def of(cls, queries: PartitionQueries, at: Moment) -> Self:
+        """A partition as it was. Raises InvalidField where too many jobs were forgotten since."""
+        return cls(queries, at, await queries.forgotten.since(at))
 
     def places(
         self, tenant: str, wanted: JobFilter, edge: ListKey | None, *, descending: bool
@@ -98,9 +97,7 @@ class Past:
             created_after=wanted.created_after, created_before=until_ms, id_prefix=wanted.id_prefix
         )
         window = Window(fixed, edge, descending=descending)
-        prefix = job_key(tenant, "")
-        lives = self.lives([key for key in self._forgotten if key.startswith(prefix)])
-        gone = {(life.job.created_at_ms, life.job.id) for life in lives if life is not None}
+        gone = [self._gone[key] for key in self._gone_of(tenant)]
         told = merge(
             self._queries.candidates.of(tenant, fixed, edge, descending=descending),
             self._queries.candidates.deleted(tenant, window),
@@ -130,20 +127,23 @@ class Past:
 
     def lives(self, keys: Sequence[str]) -> list[Life | None]:
         """Jobs with all that is told of them, in order."""
-        moment = self._at.time_ms if self._exactly is None else None
-        return [self._queries.life_as_of(key, moment, self._exactly or 0) for key in keys]
+        return [self._queries.life_at(key, self._at) for key in keys]
+
+    def _gone_of(self, tenant: str) -> list[str]:
+        prefix = job_key(tenant, "")
+        return [key for key in self._gone if key.startswith(prefix)]
 
     async def counts(self, tenant: str) -> list[CountRow]:
         """Counted job by job, with everybody else's turn in between: some microseconds for a job that has not changed
         since, some tens for one that has."""
         counted: Counter[tuple[str, str, str, str]] = Counter()
-        gone = [key for key in self._forgotten if key.startswith(job_key(tenant, ""))]
-        async for job in self._jobs(tenant, gone):
+        async for job in self._jobs(tenant):
             if job.tenant == tenant and job.state != "deleted":
                 counted[job.state, job.queue, job.pool, job.job_type] += 1
         return [CountRow(*name, jobs) for name, jobs in counted.items()]
 
-    async def _jobs(self, tenant: str, gone: Sequence[str]) -> AsyncIterator[Job]:
+    async def _jobs(self, tenant: str) -> AsyncIterator[Job]:
+        gone = self._gone_of(tenant)
         for start in range(0, len(gone), SLICE_JOBS):
             for life in self.lives(gone[start : start + SLICE_JOBS]):
                 if life is not None:
@@ -154,7 +154,7 @@ class Past:
             jobs = self._queries.jobs_behind(last, SLICE_JOBS)
             for job in jobs:
                 key = last = job_key(job.tenant, job.id)
-                if key in self._forgotten:
+                if key in self._gone:
                     continue
                 if self._unchanged(job):
                     yield job
@@ -166,8 +166,8 @@ class Past:
 
     def _unchanged(self, job: Job) -> bool:
         """Whether its last line is from before: in the moment's own millisecond there may be later ones."""
-        last_ms = job.time_ms
-        return last_ms < self._at.time_ms or (self._exactly is None and last_ms == self._at.time_ms)
+        exactly = self._at.partition == self._queries.partition
+        return job.time_ms < self._at.time_ms or (not exactly and job.time_ms == self._at.time_ms)
 
 
 def _inside(life: Life) -> Inside:

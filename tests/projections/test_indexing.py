@@ -92,7 +92,7 @@ def folded(number: int = 200) -> OnePartition:
     return one
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     ops,
     cuts,

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.log.port import Record
-from penstock.projections import sources
+from penstock.projections import forgotten
 from penstock.projections.port import CountRow, JobFilter, JobView, Moment, SearchPage, SearchQuery, Sort
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.limits import MAX_BUNDLE_LINES
@@ -72,6 +72,7 @@ def check(now: OnePartition, then: OnePartition, at: Moment) -> None:
     assert counts_of(counted) == counts_of(then.reads.counts("default"))
 
 
+@settings(deadline=None)
 @given(ops, cuts, st.data())
 def test_at_a_time_and_at_a_position(played: list[Op], commit_after: list[int], data: st.DataObject) -> None:
     records = Writer().play(played)
@@ -84,6 +85,7 @@ def test_at_a_time_and_at_a_position(played: list[Op], commit_after: list[int], 
     check(now, folded([record for record in records if record.time_ms <= last.time_ms]), moment)
 
 
+@settings(deadline=None)
 @given(ops, st.integers(1, 3), st.sampled_from(["created_at", "-created_at"]))
 def test_pages_put_together_are_the_list(played: list[Op], limit: int, sort: Sort) -> None:
     records = Writer().play(played)
@@ -102,7 +104,7 @@ def test_pages_put_together_are_the_list(played: list[Op], limit: int, sort: Sor
 
 
 def test_more_forgotten_jobs_than_are_looked_through_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MOST_FORGOTTEN", 3)
+    monkeypatch.setattr(forgotten, "MOST_FORGOTTEN", 3)
     writer = Writer()
     for number in range(4):
         writer.play(
@@ -115,3 +117,26 @@ def test_more_forgotten_jobs_than_are_looked_through_are_told(monkeypatch: pytes
         searched(one, SearchQuery(at=Moment(writer.records[0].time_ms)))
     last = writer.records[-2].time_ms
     assert [view.id for view in searched(one, SearchQuery(at=Moment(last))).items] == ["job-3"]
+
+
+def test_jobs_forgotten_between_two_pages_stay_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgotten, "SLICE_JOBS", 2)
+    writer, one = Writer(), OnePartition()
+    for number in range(7):
+        writer.play(
+            [("enqueue", number, 1), ("end_record", 0, 0), ("cancel", number, 0), ("end_record", 0, 0)]
+        )
+    at = Moment(writer.time_ms)
+    whole = [f"job-{number}" for number in range(6, -1, -1)]
+    seen: list[str] = []
+    cursor, folded_so_far = "", 0
+    for number in range(8):
+        one.fold(writer.records[folded_so_far:])
+        folded_so_far = len(writer.records)
+        page = searched(one, SearchQuery(limit=1, cursor=cursor, at=at))
+        seen += [view.id for view in page.items]
+        if page.next_cursor is None:
+            break
+        cursor = page.next_cursor
+        writer.play([("age", 0, 0), ("forget", number, 0), ("end_record", 0, 0)])
+    assert seen == whole

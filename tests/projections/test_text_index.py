@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.projections import text_index
@@ -38,6 +38,7 @@ def found(index: TextIndex, wanted: JobFilter, window: Window = WHOLE, partition
 words = st.text(st.sampled_from("abß ÄÉ語.\U0001f600"), min_size=3, max_size=6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(words, words, st.integers(1, 5)), max_size=30), words, st.booleans())
 def test_what_contains_it_is_found_in_order(
     tmp_path_factory: pytest.TempPathFactory, jobs: list[tuple[str, str, int]], asked: str, descending: bool
