@@ -24,9 +24,9 @@ from penstock.api.gateway_models import (
 from penstock.api.http import Answer, Operation, answer, read_json
 from penstock.api.remote_worker import Named, RemoteWorker
 from penstock.api.reports import Reports
-from penstock.projections.views import time_text
 from penstock.schemas.claims import claim_of, payload_url
 from penstock.schemas.limits import MAX_RESULT_BYTES
+from penstock.schemas.times import time_text
 from penstock.workers.lease import HeldLease
 from penstock.workers.transport import WorkerProfile
 

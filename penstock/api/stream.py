@@ -21,11 +21,11 @@ from msgspec import Struct
 from penstock.api.deps import ApiDeps
 from penstock.log.port import Record, Tail, TopicPartition
 from penstock.projections.port import JobFilter
-from penstock.projections.views import time_text
 from penstock.schemas.codec import decode_line, split
 from penstock.schemas.errors import OffsetBeyondEnd, OffsetTrimmed, PositionGone, ReadBehind, Undecodable
 from penstock.schemas.events import JobEvent
 from penstock.schemas.position import LINE_MASK, Position, parse_token, token
+from penstock.schemas.times import time_text
 
 POLL_MS = 1_000
 POLL_RECORDS = 200

@@ -13,9 +13,9 @@ from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.http import Answer, Endpoint, Operation, answer, query
 from penstock.api.models import NoQuery, Workers, WorkerView
 from penstock.api.registry import Seen
-from penstock.projections.views import time_text
 from penstock.schemas.errors import NotFound
 from penstock.schemas.messages import Drain, encode_messages
+from penstock.schemas.times import time_text
 
 HEARD_S = 5.0
 """How long is waited for a worker to say that it has heard."""

@@ -15,9 +15,9 @@ from penstock.cli.context import Cli, DataFolder, LogUrl, Output, cli_of
 from penstock.cli.job_commands import history_row
 from penstock.cli.logs import set_up
 from penstock.cli.opening import archive_of, existing_log
-from penstock.projections.views import time_text
 from penstock.schemas.errors import JobNotFound
 from penstock.schemas.ids import job_key, partition_of
+from penstock.schemas.times import time_text
 
 if TYPE_CHECKING:
     from penstock.cli.roles import Service

@@ -17,11 +17,11 @@ from penstock.cli.server_log import exported_lines, partition_ends, partition_st
 from penstock.client.redrive import record_at
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log, Record
-from penstock.projections.views import time_text
 from penstock.schemas.codec import decode_line, split
 from penstock.schemas.errors import NotFound, ReadBehind, ReadModelUnavailable, ServerUnreachable, Undecodable
 from penstock.schemas.events import JobEvent
 from penstock.schemas.position import Position, parse
+from penstock.schemas.times import time_text
 
 if TYPE_CHECKING:
     from penstock.client.http import Client

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
 
+from penstock.schemas.times import time_text
 from penstock.workers.log_fields import own_fields
 
 _NOISY = ("aiokafka", "httpx", "httpcore", "asyncio", "uvicorn.error")
@@ -16,18 +16,12 @@ HANDLER_NAME = "penstock"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def _time(record: logging.LogRecord) -> str:
-    return (
-        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
-
-
 class JsonFormatter(logging.Formatter):
     """``{"time", "level", "logger", "message", ...extra fields, "error"}``; time in RFC 3339 UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
-            "time": _time(record),
+            "time": time_text(int(record.created * 1_000)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -48,7 +42,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in own_fields(record).items())
-        text = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
+        moment = time_text(int(record.created * 1_000))
+        text = f"{moment} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -15,8 +15,8 @@ from penstock.cli.opening import existing_log
 from penstock.cli.settings import Settings
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log
-from penstock.projections.views import time_text
 from penstock.schemas.errors import BlobMissing, InvalidField, SettingsInvalid, SnapshotDamaged
+from penstock.schemas.times import time_text
 from penstock.state.partition_store import StoreIdentity
 from penstock.state.snapshots import KINDS, Manifest, Snapshots
 from penstock.state.snapshots_restoring import Restore, StateKind, open_partition

@@ -7,13 +7,13 @@ import heapq
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, TypeVar
 
 from penstock.projections.port import CountRow, JobsPage, JobView, OperatedPage, QuarantinedItem
 from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.limits import MAX_TIME_MS
 from penstock.schemas.position import Position, parse, parse_token, token
+from penstock.schemas.times import text_time_ms
 
 MAX_LIMIT = 1_000
 
@@ -100,13 +100,7 @@ def merge_job_pages(pages: Sequence[JobsPage], limit: int) -> JobsPage:
     total = sum(page.total for page in pages)
     if not more:
         return JobsPage(items, None, total)
-    return JobsPage(items, list_cursor(view_time_ms(items[-1].created_at), items[-1].id), total)
-
-
-def view_time_ms(text: str) -> int:
-    """Unix ms of a time as views show it."""
-    moment = datetime.fromisoformat(text)
-    return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+    return JobsPage(items, list_cursor(text_time_ms(items[-1].created_at), items[-1].id), total)
 
 
 # Quarantine

@@ -49,10 +49,11 @@ from penstock.projections.rows import (
     job_prefix,
     number,
 )
-from penstock.projections.views import JobBodies, event_id_in, event_id_of, history_item, job_view, time_text
+from penstock.projections.views import JobBodies, event_id_in, event_id_of, history_item, job_view
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
 from penstock.schemas.position import parse, unpack
+from penstock.schemas.times import time_text
 from penstock.state.bodies import BODIES, BODY_KINDS, body_row_key
 from penstock.state.partition_store import FOLD, PartitionStore
 

@@ -40,7 +40,6 @@ from penstock.projections.queries import PartitionQueries
 from penstock.projections.reads import LocalReads
 from penstock.projections.retention import JOBS_A_TURN, SWEEP_EVERY_S, remove_histories
 from penstock.projections.rows import FAMILIES, LAYOUT
-from penstock.projections.views import time_text
 from penstock.schemas.errors import (
     InvalidField,
     LogUnavailable,
@@ -49,6 +48,7 @@ from penstock.schemas.errors import (
     ReadModelUnavailable,
 )
 from penstock.schemas.position import Position
+from penstock.schemas.times import time_text
 from penstock.schemas.topics import Topics
 from penstock.state.pacing import CommitPace
 from penstock.state.partition_store import PartitionStore

@@ -32,10 +32,10 @@ from penstock.projections.port import (
 from penstock.projections.queries import PAGE_BYTES, Asked, PartitionQueries
 from penstock.projections.search import Search
 from penstock.projections.sources import Past, Present, Source
-from penstock.projections.views import time_text
 from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.position import Position
+from penstock.schemas.times import time_text
 
 _CHUNK = 64
 

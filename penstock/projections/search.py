@@ -26,12 +26,13 @@ from typing import NamedTuple
 
 from penstock.core.job_state import Job
 from penstock.projections.candidates import ListKey
-from penstock.projections.merge import check_limit, decode_cursor, encode_cursor, parse_place, view_time_ms
+from penstock.projections.merge import check_limit, decode_cursor, encode_cursor, parse_place
 from penstock.projections.port import JobView, SearchPage, SearchQuery, Sort
 from penstock.projections.queries import PAGE_BYTES
 from penstock.projections.sources import Source
 from penstock.schemas.errors import InvalidCursor, InvalidField
 from penstock.schemas.ids import job_key
+from penstock.schemas.times import text_time_ms
 
 EXAMINED_ROWS = 10_000
 FIRST_ROWS = 64
@@ -63,7 +64,7 @@ class Order:
     def of_view(self, job: JobView) -> ListKey:
         """As :meth:`of`, of a job as it is shown."""
         text = getattr(job, self.field)
-        return 0 if text is None else view_time_ms(text), job.id
+        return 0 if text is None else text_time_ms(text), job.id
 
     def behind(self, key: ListKey, other: ListKey) -> bool:
         """Whether a job comes after another."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +14,7 @@ from penstock.projections.port import NULL, ErrorView, HistoryItem, JobView, Pro
 from penstock.schemas import events as ev
 from penstock.schemas.claims import claim_of, payload_url, result_url
 from penstock.schemas.position import Position, generation_of, unpack
+from penstock.schemas.times import time_text
 
 SHOWN_ERRORS = 20
 """The newest failures that a job's view holds; its history holds all."""
@@ -41,12 +40,6 @@ class ErrorRow(msgspec.Struct, frozen=True, array_like=True):
     message: str
     details: bytes
     at_ms: int
-
-
-@lru_cache(maxsize=1_024)
-def time_text(time_ms: int) -> str:
-    """RFC 3339 UTC with milliseconds; sorts as the times do."""
-    return f"{datetime.fromtimestamp(time_ms // 1000, UTC).isoformat()[:19]}.{time_ms % 1000:03d}Z"
 
 
 def _time_or_none(time_ms: int) -> str | None:

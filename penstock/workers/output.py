@@ -13,13 +13,13 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from datetime import UTC, datetime
 from typing import Any, Self
 
 import msgspec
 
 from penstock.schemas.errors import ClaimsOff, PenstockError
 from penstock.schemas.limits import MAX_OUTPUT_BYTES, MAX_OUTPUT_MESSAGE_CHARS
+from penstock.schemas.times import time_text
 from penstock.workers.bodies import Bodies
 from penstock.workers.context import job_fields
 from penstock.workers.lease import HeldLease
@@ -120,7 +120,7 @@ class OutputKeeper(logging.Handler):
         fields = {name: value for name, value in own_fields(record).items() if name not in known}
         return _encode(
             {
-                "at": _time_text(int(record.created * 1_000)),
+                "at": time_text(int(record.created * 1_000)),
                 "level": record.levelname.lower(),
                 "logger": record.name,
                 "message": message[:MAX_OUTPUT_MESSAGE_CHARS],
@@ -189,7 +189,7 @@ class OutputKeeper(logging.Handler):
     def _lacking(self, output: Output) -> bytes:
         return _encode(
             {
-                "at": _time_text(self._wall_ms()),
+                "at": time_text(self._wall_ms()),
                 "level": "warning",
                 "logger": __name__,
                 "message": f"{output.dropped} more records: an attempt's output is kept up to {MAX_OUTPUT_BYTES} bytes",
@@ -214,11 +214,6 @@ class OutputKeeper(logging.Handler):
             return
         if output.ended and not output.lines and not output.dropped:
             self._open.pop(output, None)
-
-
-def _time_text(time_ms: int) -> str:
-    moment = datetime.fromtimestamp(time_ms // 1_000, UTC).isoformat()[:19]
-    return f"{moment}.{time_ms % 1_000:03d}Z"
 
 
 def _plain(value: Any) -> Any:

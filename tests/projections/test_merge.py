@@ -12,8 +12,8 @@ from penstock.projections.merge import (
     parse_list_cursor,
 )
 from penstock.projections.port import CountRow
-from penstock.projections.views import time_text
 from penstock.schemas.errors import InvalidCursor, InvalidField
+from penstock.schemas.times import time_text
 
 
 @given(

@@ -13,7 +13,6 @@ from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
 from penstock.projections import protocol
 from penstock.projections.connection import Connection
-from penstock.projections.merge import view_time_ms
 from penstock.projections.port import JobsQuery, Moment, ReadModel, SearchQuery
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
@@ -28,6 +27,7 @@ from penstock.schemas.errors import (
 from penstock.schemas.ids import partition_of
 from penstock.schemas.messages import Serving, encode_messages
 from penstock.schemas.position import Position
+from penstock.schemas.times import text_time_ms
 from penstock.schemas.topics import BROADCAST, Topics
 from tests.projections.test_service import WAIT_MS, enqueue, highest
 from tests.state.shelf import Shelf
@@ -89,7 +89,7 @@ async def test_two_processes_answer_as_one(log: Log, topics: Topics, tmp_path: P
         wanted = [(positions[number], "default", f"j{number}", f"enq.j{number}") for number in range(60)]
         assert await remote.verdicts(wanted, WAIT_MS) == await local.verdicts(wanted, WAIT_MS)
         page = await local.search(SearchQuery(limit=1_000))
-        for at in (Moment(view_time_ms(page.items[30].created_at)), Moment(0), Moment(1 << 50, 1, 1 << 50)):
+        for at in (Moment(text_time_ms(page.items[30].created_at)), Moment(0), Moment(1 << 50, 1, 1 << 50)):
             query = SearchQuery(limit=1_000, at=at)
             assert await remote.search(query) == await local.search(query)
             assert await remote.counts("default", at) == await local.counts("default", at)
