@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec import Struct
 
@@ -80,6 +80,9 @@ class InstantTransport:
         self._recipient.cancel(held)
 
     def resize(self, capacity: int, busy: int) -> None:
+        """There is one job at a time."""
+
+    def limit(self, limits: Mapping[str, int]) -> None:
         """There is one job at a time."""
 
     def demand(self) -> frozenset[str]:

@@ -79,6 +79,11 @@ class Backlog:
                 return queue.popleft()
         return None
 
+    def take_parked(self, job_type: str) -> HeldLease | None:
+        """The last that came of a limited type and waits for another of it to end."""
+        parked = self._parked.get(job_type)
+        return parked.pop() if parked else None
+
     def take_last(self) -> HeldLease | None:
         """The one to give back first: one that is parked, else the newest of the least urgent."""
         for parked in self._parked.values():

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import msgspec
@@ -94,6 +95,9 @@ class PipeTransport:
             waiting.set_result(None)
 
     def resize(self, capacity: int, busy: int) -> None:
+        """There is one job at a time."""
+
+    def limit(self, limits: Mapping[str, int]) -> None:
         """There is one job at a time."""
 
     def demand(self) -> frozenset[str]:

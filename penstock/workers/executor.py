@@ -97,7 +97,8 @@ class Executor:
         output: OutputKeeper | None, settle: Settle, measure: Callable[[str, float], None],
         now_ms: Callable[[], float], wall_ms: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.backlog = Backlog(limits_of(tasks, concurrency))
+        self._limits = limits_of(tasks, concurrency)
+        self.backlog = Backlog(self._limits)
         self.runs: dict[HeldLease, Run] = {}
         """What runs now, those included that were told to stop and don't."""
         self.concurrency = concurrency
@@ -142,6 +143,16 @@ class Executor:
     def stuck(self) -> int:
         """Slots held by handlers that were told to stop and whose outcome was told for them."""
         return sum(1 for run in self.runs.values() if run.reported)
+
+    def limits(self) -> dict[str, int]:
+        """Of each limited type, how many slots are not held so."""
+        free = dict(self._limits)
+        if free:
+            for run in self.runs.values():
+                job_type = run.lease.delivery.job_type
+                if run.reported and free.get(job_type):
+                    free[job_type] -= 1
+        return free
 
     def stop(self, lease: HeldLease, reason: StopReason, detail: str = "") -> bool:
         """Tell a running handler to stop; false if it does not run. A lost lease outranks every other reason."""

@@ -103,6 +103,7 @@ class HttpTransport:
         self._profile = WorkerProfile(worker="", incarnation="")
         self._recipient: Recipient | None = None
         self._capacity = 0
+        self._limits: dict[str, int] = {}
         self._reports: list[Report] = []
         self._has_reports = asyncio.Event()
         self._written = asyncio.Event()
@@ -172,6 +173,7 @@ class HttpTransport:
     async def start(self, profile: WorkerProfile, recipient: Recipient) -> None:
         self._failure = asyncio.get_running_loop().create_future()
         self._profile, self._recipient, self._capacity = profile, recipient, profile.concurrency
+        self._limits = dict(profile.limits)
         self._heard_ms = self._now_ms()
         for name, loop in (("fetch", self._fetch), ("report", self._report), ("heartbeat", self._heartbeat)):
             self._tasks[name] = supervise(self._repeat(name, loop), f"worker-{name}", self._fail)
@@ -181,6 +183,10 @@ class HttpTransport:
         if capacity > self._capacity:
             self._has_room.set()
         self._capacity = capacity
+
+    def limit(self, limits: Mapping[str, int]) -> None:
+        self._limits = dict(limits)
+        self._has_room.set()
 
     def demand(self) -> frozenset[str]:
         return frozenset()
@@ -240,21 +246,23 @@ class HttpTransport:
         """One round: wait for room, fetch, hand on."""
         room = self._room()
         unfinished = self._capacity - room
+        types = [job_type for job_type in self._profile.types if self._limits.get(job_type) != 0]
         # A few free places of many are not worth a request yet; without any, all slots are with stuck handlers.
-        if room < max(1, self._capacity // 4) and (unfinished or not self._capacity):
+        if not types or (room < max(1, self._capacity // 4) and (unfinished or not self._capacity)):
             self._has_room.clear()
             await self._has_room.wait()
             return
         profile = self._profile
+        limits = {job_type: limit for job_type, limit in self._limits.items() if limit}
         answer = await self._post(
             "fetch",
             {
                 "worker": profile.worker, "incarnation": profile.incarnation, "pool": profile.pool,
-                "types": profile.types, "max": max(1, min(room, MOST_JOBS)), "wait_ms": self._wait_ms,
+                "types": types, "max": max(1, min(room, MOST_JOBS)), "wait_ms": self._wait_ms,
                 "lease_ms": profile.lease_ms, "host": profile.host, "version": profile.version,
                 "leases": self._named(),
                 # Not said by most, and not known to servers that are older.
-                **({"limits": profile.limits} if profile.limits else {}),
+                **({"limits": limits} if limits else {}),
             },
             wait_s=self._wait_ms / 1000,
         )  # fmt: skip

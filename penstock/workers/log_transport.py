@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from penstock.log.port import Log
 from penstock.schemas.events import Progressed
@@ -42,6 +43,9 @@ class LogTransport:
 
     def resize(self, capacity: int, busy: int) -> None:
         self.session.resize(capacity, busy)
+
+    def limit(self, limits: Mapping[str, int]) -> None:
+        self.session.set_limits(limits)
 
     def demand(self) -> frozenset[str]:
         return self.session.demand()

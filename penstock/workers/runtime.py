@@ -106,6 +106,8 @@ class Worker:
         """Set when a signal asked the worker to stop; whoever runs it should then leave its context."""
         self._limit = concurrency
         self._shrunk_ms = -math.inf
+        self._limits = self.profile.limits
+        self._limits_shrunk_ms = -math.inf
         self._draining = False
         self._finished = 0
         self._executor: Executor | None = None
@@ -270,6 +272,13 @@ class Worker:
         while len(backlog) > room and (lease := backlog.take_last()) is not None:
             self._settle(lease, GivenBack("surplus"))
 
+    def _give_back_parked(self) -> None:
+        """What came of a limited type before others knew that its slots are lost would wait for no one knows whom."""
+        for job_type, limit in self._limits.items():
+            if limit < self.profile.limits[job_type]:
+                while (lease := self.executor.backlog.take_parked(job_type)) is not None:
+                    self._settle(lease, GivenBack("surplus"))
+
     # Ends
 
     def _settle(self, lease: HeldLease, outcome: Outcome) -> None:
@@ -296,6 +305,17 @@ class Worker:
         self.capacity = capacity
         self._limit = max(self._limit, capacity)
         self._transport.resize(capacity, len(executor.runs))
+        self._fit_limits()
+
+    def _fit_limits(self) -> None:
+        """A handler that does not stop keeps one of its type's slots as well."""
+        limits = self.executor.limits()
+        if limits == self._limits:
+            return
+        if any(limit < self._limits[job_type] for job_type, limit in limits.items()):
+            self._limits_shrunk_ms = self._now_ms()
+        self._limits = limits
+        self._transport.limit(limits)
 
     async def _tick(self) -> None:
         while True:
@@ -318,6 +338,8 @@ class Worker:
         if now_ms - self._shrunk_ms > SHRUNK_MS and self._limit > self.capacity:
             self._limit = self.capacity
             self._give_back_surplus()
+        if now_ms - self._limits_shrunk_ms > SHRUNK_MS:
+            self._give_back_parked()
 
     def _transport_failed(self, failure: asyncio.Future[None]) -> None:
         if not failure.cancelled() and (error := failure.exception()) is not None:

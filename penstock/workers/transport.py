@@ -11,7 +11,7 @@ a new object. All calls are made on the event loop, and none of a recipient's ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -80,6 +80,10 @@ class Transport(Protocol):
 
     def resize(self, capacity: int, busy: int) -> None:
         """How many leases the worker wants at once, and how many handlers run now."""
+        ...
+
+    def limit(self, limits: Mapping[str, int]) -> None:
+        """How many leases of those types that have a limit the worker wants at once, from now on; 0 is none."""
         ...
 
     def demand(self) -> frozenset[str]:

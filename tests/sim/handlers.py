@@ -35,6 +35,10 @@ class Witness:
         self._ended: set[tuple[str, str]] = set()
         self.identities: dict[str, tuple[str, str]] = {}
         """Name of a process: its worker's name and incarnation."""
+        self.limits: dict[str, dict[str, int]] = {}
+        """By process: of some types, how many of its handlers may run at once."""
+        self._contexts: dict[str, dict[str, Context]] = {}
+        """By process: of each handler that runs, by lease."""
 
     def started(self, loop: ProcessLoop, ctx: Context, plan: list[str], ms: int) -> None:
         world, lease = self.world, ctx.lease
@@ -64,9 +68,27 @@ class Witness:
         )
         self.running[loop.name, lease] += 1
         world.require(self.running[loop.name, lease] == 1, f"{loop.name} runs {lease} twice at once")
+        self._contexts.setdefault(loop.name, {})[lease] = ctx
+        self._check_limit(loop.name, ctx.job_type)
+
+    def _check_limit(self, name: str, job_type: str) -> None:
+        """Of a limited type no more run at once; one that was told to stop and does not has left its place."""
+        limit = self.limits.get(name, {}).get(job_type)
+        if limit is None:
+            return
+        running = [
+            lease
+            for lease, ctx in self._contexts[name].items()
+            if ctx.job_type == job_type and ctx.stop_reason is None
+        ]
+        self.world.stats["limited handlers"] += 1
+        self.world.require(
+            len(running) <= limit, f"{name} runs {running} at once: {limit} {job_type} is the limit"
+        )
 
     def ended(self, loop: ProcessLoop, ctx: Context, *, by_itself: bool) -> None:
         self.running[loop.name, ctx.lease] -= 1
+        self._contexts[loop.name].pop(ctx.lease, None)
         if by_itself:
             self._ended.add((loop.name, ctx.lease))
 
@@ -165,8 +187,16 @@ async def report(plan: list[str], ms: int, ctx: Context) -> Any:
     return await _play(ctx, plan, ms)
 
 
+@task(name="report", concurrency=1)
+async def single_report(plan: list[str], ms: int, ctx: Context) -> Any:
+    return await _play(ctx, plan, ms)
+
+
 TASKS = {"resize": resize, "report": report}
+LIMITED = {**TASKS, "report": single_report}
+LIMITS = {"report": 1}
 
 
-def app_of(types: tuple[str, ...]) -> App:
-    return App(*(TASKS[name] for name in types))
+def app_of(types: tuple[str, ...], *, limited: bool) -> App:
+    """``limited``: of some types not all may run at once that there is room for."""
+    return App(*((LIMITED if limited else TASKS)[name] for name in types))

@@ -32,7 +32,7 @@ from penstock.workers.runtime import Worker
 from penstock.workers.transport import Transport
 from tests.core.newer_rules import NEWER
 from tests.sim import checks
-from tests.sim.handlers import Witness, app_of
+from tests.sim.handlers import LIMITS, Witness, app_of
 from tests.sim.host import Host
 from tests.sim.network import Exchange, SimHttp
 from tests.sim.referee import Referee
@@ -256,6 +256,10 @@ class ApiHost(Host):
         self.exchange.close()
 
 
+MOST_CONCURRENCY = 4
+"""Of workers; those with so many slots have limits of types as well."""
+
+
 class WorkerHost(Host):
     """``penstock worker``, on the log or over HTTP."""
 
@@ -273,7 +277,7 @@ class WorkerHost(Host):
         self._types, self._witness, self._apis = types, witness, apis
         if apis is not None:
             self.role = "http worker"
-        self._concurrency = world.random.choice((1, 2, 4))
+        self._concurrency = world.random.choice((1, 2, MOST_CONCURRENCY))
         self.lease_ms = world.random.choice((3_000, 6_000))
         self.died_ms: dict[str, int] = {}
         """When each incarnation ended, virtual ms."""
@@ -289,12 +293,14 @@ class WorkerHost(Host):
                 "http://api", wait_ms=world.random.choice((500, 2_000, 10_000)),
                 http_transport=SimHttp(world, log.loop, self._apis, self.senses),
             )  # fmt: skip
+        limited = self._concurrency == MOST_CONCURRENCY
         worker = Worker(
-            app_of(self._types), transport, concurrency=self._concurrency, name=self.name, lease_ms=self.lease_ms,
-            grace_ms=world.random.choice((0, 3_000)),
+            app_of(self._types, limited=limited), transport, concurrency=self._concurrency, name=self.name,
+            lease_ms=self.lease_ms, grace_ms=world.random.choice((0, 3_000)),
         )  # fmt: skip
         incarnation = worker.profile.incarnation
         self._witness.identities[log.loop.name] = (self.name, incarnation)
+        self._witness.limits[log.loop.name] = LIMITS if limited else {}
         world.note(f"{log.loop.name} is {incarnation[-5:]}")
         log.loop.on_death.append(lambda: self.died_ms.setdefault(incarnation, world.mono_ms))
         async with worker:

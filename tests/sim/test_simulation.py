@@ -50,6 +50,7 @@ FLOOR = {
     "Edited applied": 2,
     "Deleted applied": 2,
     "Snoozed applied": 3,
+    "limited handlers": 3,
 }
 """What a chunk of seeds must at least have seen: a run in which nothing is tried proves nothing."""
 

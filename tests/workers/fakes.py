@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -58,6 +58,7 @@ class FakeTransport:
         self.order: list[str] = []
         self.told: list[Progressed] = []
         self.capacities: list[int] = []
+        self.limits: list[dict[str, int]] = []
         self.wanted: frozenset[str] = frozenset()
         self.hold_progress = asyncio.Event()
         self.hold_progress.set()
@@ -91,6 +92,9 @@ class FakeTransport:
 
     def resize(self, capacity: int, busy: int) -> None:
         self.capacities.append(capacity)
+
+    def limit(self, limits: Mapping[str, int]) -> None:
+        self.limits.append(dict(limits))
 
     def demand(self) -> frozenset[str]:
         return self.wanted

@@ -356,6 +356,25 @@ async def test_a_worker_whose_slots_are_all_stuck_asks_for_nothing_until_one_is_
         await until(lambda: (event := server.event("three")) and event["type"] == "Succeeded")
 
 
+async def test_a_type_whose_slots_are_all_stuck_is_not_asked_for() -> None:
+    server, release = Server(), threading.Event()
+
+    @task(concurrency=1)
+    def stuck() -> None:
+        release.wait(60)
+
+    async with running(server, stuck, echo, concurrency=4, wait_ms=20, lease_ms=60_000) as (_, transport):
+        server.put("one", "stuck", timeout_ms=20)
+        await until(lambda: server.event("one") and not transport.held)
+        await until(lambda: "stuck" not in server.fetches[-1]["types"])
+        assert "limits" not in server.fetches[-1]
+        server.put("two", payload=2)
+        await until(lambda: (event := server.event("two")) and event["type"] == "Succeeded")
+        release.set()
+        await until(lambda: server.fetches[-1].get("limits") == {"stuck": 1})
+        assert set(server.fetches[-1]["types"]) == {"echo", "stuck"}
+
+
 async def test_many_short_jobs_are_fetched_and_reported_in_batches() -> None:
     server = Server()
     async with running(server, echo, concurrency=8, lease_ms=60_000) as (_, transport):

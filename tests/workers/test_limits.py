@@ -74,6 +74,34 @@ async def test_those_that_wait_are_cancelled_and_given_back() -> None:
         assert [await transport.succeeded(f"0.1.{n}") for n in range(2)] == [0, 1]
 
 
+async def test_a_handler_that_does_not_stop_costs_a_slot_of_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.workers.runtime.SHRUNK_MS", 50)
+
+    @task(concurrency=2)
+    async def stubborn(n: int) -> int:
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+        return n
+
+    async with running(stubborn, quick, concurrency=5) as (transport, _):
+        transport.give(*(job("stubborn", f"0.1.{n}", {"n": n}, timeout_ms=20) for n in range(2)))
+        for n in range(2):
+            assert (await transport.failed(f"0.1.{n}")).error.code == "timeout"
+        await until(lambda: transport.limits and transport.limits[-1] == {"stubborn": 0})
+        # What was on its way is not left to wait for handlers that may never end.
+        transport.give(job("stubborn", "0.1.2", {"n": 2}))
+        assert await transport.returned("0.1.2") == "surplus"
+        transport.give(job("quick", "0.2.1", {"n": 7}))
+        assert await transport.succeeded("0.2.1") == 7
+        go.set()
+        await until(lambda: transport.limits[-1] == {"stubborn": 2})
+        transport.give(job("stubborn", "0.1.3", {"n": 3}))
+        assert await transport.succeeded("0.1.3") == 3
+
+
 def test_the_most_urgent_that_is_parked_goes_first() -> None:
     backlog = Backlog({"slow": 1})
     first, low, high, other = (
