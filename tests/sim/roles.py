@@ -293,7 +293,7 @@ class WorkerHost(Host):
                 "http://api", wait_ms=world.random.choice((500, 2_000, 10_000)),
                 http_transport=SimHttp(world, log.loop, self._apis, self.senses),
             )  # fmt: skip
-        limited = self._concurrency == MOST_CONCURRENCY
+        limited = world.weather.type_limits and self._concurrency == MOST_CONCURRENCY
         worker = Worker(
             app_of(self._types, limited=limited), transport, concurrency=self._concurrency, name=self.name,
             lease_ms=self.lease_ms, grace_ms=world.random.choice((0, 3_000)),

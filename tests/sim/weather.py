@@ -71,6 +71,8 @@ class Weather(Struct, frozen=True):
     """Somebody changes many jobs at once, about so often; 0 is nobody."""
     upgrade_ms: int = 0
     """When programs with newer rules begin to take the place of the older ones; 0 is never."""
+    type_limits: bool = False
+    """Whether workers with most slots run only one job of some type at once."""
     copy_to: int = 0
     """Into so many partitions the log is copied when all is done; 0 is not at all."""
 
@@ -172,7 +174,8 @@ def draw_whole(random: Random) -> Weather:
         upgrade_ms=random.choice((0, 0, 0, 0, 0, 1_000, 4_000)),
         copy_to=0 if snapshots_ms else random.choice((0, 0, 0, 0, 0, 0, 1, 2, 5)),
     )
-    return _with_operations(drawn, random)
+    # Not drawn by itself: all else stays as it was.
+    return _with_operations(replace(drawn, type_limits=drawn.window == 2), random)
 
 
 def _with_operations(drawn: Weather, random: Random) -> Weather:
