@@ -16,12 +16,16 @@ HANDLER_NAME = "penstock"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+def _time(record: logging.LogRecord) -> str:
+    return time_text(int(record.created * 1_000))
+
+
 class JsonFormatter(logging.Formatter):
     """``{"time", "level", "logger", "message", ...extra fields, "error"}``; time in RFC 3339 UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
-            "time": time_text(int(record.created * 1_000)),
+            "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -42,8 +46,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in own_fields(record).items())
-        moment = time_text(int(record.created * 1_000))
-        text = f"{moment} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
+        text = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -143,6 +143,13 @@ class PartitionQueries:
             for job, payload, failed in zip(jobs, payloads, errors, strict=True)
         ]
 
+    def passing(self, jobs: Sequence[Job], wanted: JobFilter) -> list[Job]:
+        """Those of them that match; inside is looked only where that is asked for, and the row passes."""
+        passed = list(filter(row_test(wanted), jobs))
+        if not wanted.looks_inside:
+            return passed
+        return [inside.job for inside in self.insides(passed) if passes_inside(wanted, inside)]
+
     def view(self, key: str) -> JobView | None:
         return self.views([key])[0]
 
@@ -340,11 +347,8 @@ class PartitionQueries:
         """For each line (packed position, job key): whether it was applied or refused; empty for a job that is not
         asked for."""
         keys = list(dict.fromkeys(key for _, key in lines))
-        passes = row_test(wanted)
-        passed = [job for job in self.jobs(keys) if job is not None and passes(job)]
-        if wanted.looks_inside:
-            passed = [inside.job for inside in self.insides(passed) if passes_inside(wanted, inside)]
-        matching = {job_key(job.tenant, job.id) for job in passed}
+        there = [job for job in self.jobs(keys) if job is not None]
+        matching = {job_key(job.tenant, job.id) for job in self.passing(there, wanted)}
         return [
             "" if key not in matching else "applied" if self._is_accepted(key, packed) else "refused"
             for packed, key in lines

@@ -60,16 +60,13 @@ class Present:
         return self._queries.candidates.of(tenant, wanted, edge, descending=descending)
 
     def matching(self, tenant: str, wanted: JobFilter, places: Sequence[ListKey]) -> list[Job]:
-        passes = row_test(wanted)
         jobs = self._queries.jobs([job_key(tenant, job_id) for _, job_id in places])
-        passed = [
+        there = [
             job
             for place, job in zip(places, jobs, strict=True)
-            if job is not None and job.created_at_ms == place[0] and passes(job)
+            if job is not None and job.created_at_ms == place[0]
         ]
-        if not wanted.looks_inside:
-            return passed
-        return [inside.job for inside in self._queries.insides(passed) if passes_inside(wanted, inside)]
+        return self._queries.passing(there, wanted)
 
     def number_of(self, tenant: str, wanted: JobFilter) -> int | None:
         return self._queries.number_of(tenant, wanted) if wanted.counted else None
