@@ -58,12 +58,14 @@ class Courier:
         )
         out.deliveries[job.priority, session.route, session.worker].append(delivery)
 
-    def withdraw(self, job: Job, session: Session, out: Outputs) -> None:
-        """Take back a delivery of this very step: its job is to be stopped."""
+    def withdraw(self, job: Job, session: Session, out: Outputs) -> bool:
+        """Take back a delivery of this very step, for its job is to be stopped; false if there is none."""
         place = (job.priority, session.route, session.worker)
-        left = [delivery for delivery in out.deliveries.pop(place, []) if delivery.lease != job.lease]
+        sent = out.deliveries.pop(place, [])
+        left = [delivery for delivery in sent if delivery.lease != job.lease]
         if left:
             out.deliveries[place] = left
+        return len(left) < len(sent)
 
     def lease_gone(
         self,

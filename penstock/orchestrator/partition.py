@@ -221,9 +221,11 @@ class PartitionMachine:
         if after is not None and after.state == "active":
             lease = self._leases.get(folded.key)
             if after.cancel and not before.cancel and lease is not None:
-                lease.cancel_ms = now.mono_ms + CANCEL_GRACE_MS
-                self._courier.withdraw(after, lease.session, out)
-                self._courier.cancel(after, lease.session, out)
+                if self._courier.withdraw(after, lease.session, out):
+                    self._cancel_unheld(after, lease, now, out)
+                else:
+                    lease.cancel_ms = now.mono_ms + CANCEL_GRACE_MS
+                    self._courier.cancel(after, lease.session, out)
             return
         lease = self._leases.end(folded.key)
         event = folded.event
@@ -245,6 +247,12 @@ class PartitionMachine:
             self.supersede([key], now, out)
         else:
             self._courier.deliver(job, session, time_ms, out)
+
+    def _cancel_unheld(self, job: Job, lease: Lease, now: Now, out: Outputs) -> None:
+        """A job is to be stopped that nobody was given: no need to wait for a holder's answer."""
+        if now.mono_ms >= lease.ending_ms:
+            lease.cancel_ms, lease.ending_ms = now.mono_ms, now.mono_ms + AGAIN_MS
+            out.lines[self.number].append(self._lines.cancelled(job, now))
 
     def _lease_refused(self, event: ev.Leased) -> None:
         """One's own proposal came too late, for the job has changed: should it be ready again, it waits again."""
@@ -346,14 +354,21 @@ class PartitionMachine:
         return job is not None and granted > lease_order(job.lease)
 
     def not_named(self, key: str, session: Session, now: Now, out: Outputs) -> None:
-        """The holder's full heartbeat left out a lease: after two of these it is delivered again."""
+        """The holder's full heartbeat left out a lease: after two of these it is delivered again.
+
+        Not so if its job is to be stopped: what its holder never named it never got, and it ends.
+        """
         if session.leaving:
             # It was leased just before this was known, and nobody will take it: no need to wait until it runs out.
             self.supersede([key], now, out)
         elif self._leases.missed(key):
-            job = self.store.job(key)
-            if job is not None and job.state == "active":
+            job, lease = self.store.job(key), self._leases.get(key)
+            if job is None or lease is None or job.state != "active":
+                return
+            if not job.cancel:
                 self._courier.deliver(job, session, now.log_ms, out)
+            elif not lease.named:
+                self._cancel_unheld(job, lease, now, out)
 
     def lease_of(self, key: str) -> Lease | None:
         """The running lease of a job."""

@@ -277,11 +277,34 @@ def test_D6_a_lease_with_a_cancel_pending_is_never_delivered() -> None:
     desk = desk_with("j")
     desk.carry_out(desk.step("o", desk.heartbeat()))
     cancel(desk, "j")
-    # The grant and the cancel are folded in one step; the holder never names what it never got.
+    # The grant and the cancel are folded in one step: there is nobody whose answer would have to be awaited.
     outs = desk.settle()
+    assert desk.job("j").state == "cancelled"
+    assert signals(CancelJob, *outs) == []
     for _ in range(6):
         outs += desk.settle("o", desk.heartbeat())
     assert deliveries(*outs) == []
+
+
+def test_D6_a_cancelled_lease_whose_delivery_was_lost_ends_without_the_grace() -> None:
+    desk = running("j")
+    cancel(desk, "j")
+    assert len(signals(CancelJob, *desk.settle())) == 1
+    outs = desk.settle("o", desk.heartbeat())
+    assert desk.job("j").state == "active"
+    outs += desk.settle("o", desk.heartbeat())
+    assert desk.job("j").state == "cancelled"
+    assert deliveries(*outs) == []
+
+
+def test_D6_a_holder_that_once_named_its_lease_has_the_whole_grace() -> None:
+    desk = running("j")
+    desk.settle("o", desk.heartbeat(holding=[("j", 9)]))
+    cancel(desk, "j")
+    desk.settle()
+    for _ in range(4):
+        desk.settle("o", desk.heartbeat())
+    assert desk.job("j").state == "active"
 
 
 def test_D6_the_signal_repeats_with_every_heartbeat_that_names_the_lease() -> None:
