@@ -39,6 +39,7 @@ class Penstock(Served):
         shares: int = 1,
         workers: int = 1,
         apart: bool = False,
+        text_index: bool = True,
     ) -> None:
         super().__init__()
         self.partitions = partitions
@@ -52,6 +53,7 @@ class Penstock(Served):
             "PENSTOCK_PARTITIONS": str(partitions),
             "PENSTOCK_WORK_PARTITIONS": str(WORK_PARTITIONS),
             "PENSTOCK_LOG_LEVEL": "warning",
+            "PENSTOCK_TEXT_INDEX": str(text_index).lower(),
         }
         for number, name in enumerate(self.leaders):
             share = {"PENSTOCK_SHARE": f"{number % shares + 1}/{shares}"}

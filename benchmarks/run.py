@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
-from benchmarks import alone, failover, latency, machine, publishing, searching, side_by_side
+from benchmarks import alone, costs, failover, latency, machine, publishing, searching, side_by_side
 from benchmarks.installing import NotInstalled, install
 from benchmarks.interpreter import use_fastest
 from benchmarks.ours import Penstock, PenstockDev
@@ -39,6 +39,7 @@ COMPARED: dict[str, Callable[[Sequence[System], Plan], Iterator[Table]]] = {
 }
 ALONE: dict[str, Callable[[Broker, Plan], Iterator[Table]]] = {
     "scale": alone.scale,
+    "costs": costs.costs,
     "replay": alone.replay,
     "million": alone.million,
     "failover": failover.failover,
@@ -47,7 +48,7 @@ ALONE: dict[str, Callable[[Broker, Plan], Iterator[Table]]] = {
 }
 PARTS = [*COMPARED, *ALONE]
 QUICK_PARTS = ["drain", "enqueue"]
-USUAL_PARTS = [*COMPARED, "scale", "replay", "million", "search"]
+USUAL_PARTS = [*COMPARED, "scale", "costs", "replay", "million", "search"]
 """The rest are parts of `million`, for sizes of their own."""
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,13 +42,17 @@ def item_of(kind: str, number: int) -> dict[str, Any]:
         return {"type": kind, "payload": {"text": PAYLOAD}}
     if kind == "flaky":
         return {"type": kind, "payload": {"number": number}, "backoff": SOON}
-    if kind == "searched":
-        return {
+    if kind in ("searched", "tagged"):
+        item = {
             "type": kind,
             "payload": {"number": number, "to": f"user{number}@example.org"},
             "tags": [f"group-{number % 1_000:03d}"],
-            "priority": "high" if number % 2 else "normal",
         }
+        return {**item, "priority": "high" if number % 2 else "normal"} if kind == "searched" else item
+    if kind == "named":
+        return {"type": "noop", "id": uuid.uuid4().hex}
+    if kind == "unique":
+        return {"type": "noop", "unique": {"key": uuid.uuid4().hex}}
     return {"type": kind}
 
 

@@ -27,6 +27,11 @@ async def payload(text: str) -> None:
 
 
 @task
+async def tagged(number: int, to: str) -> None:
+    tally.count()
+
+
+@task
 async def flaky(number: int, ctx: Context) -> None:
     tally.count()
     if number % FAILING == 0 and ctx.attempt == 1:

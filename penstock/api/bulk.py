@@ -26,7 +26,7 @@ from penstock.api.http import (
     chunks,
     read_body,
 )
-from penstock.api.intake import Intake, Prepared, settled, trace_of
+from penstock.api.intake import CONCURRENCY_RULES, UNIQUE_RULES, Intake, Prepared, settled, trace_of
 from penstock.api.models import BulkAnswer, BulkItem, decode_jobs
 from penstock.api.problems import field_errors
 from penstock.client.idgen import new_ids
@@ -101,15 +101,20 @@ class _Call:
 
     async def _check_rules(self, parts: dict[int, list[tuple[int, Prepared]]]) -> None:
         """Take out what the log does not know yet."""
-        asked = [partition for partition, items in parts.items() if any(one.unique for _, one in items)]
-        try:
-            await self._intake.require_rules(asked)
-        except (Conflict, ReadModelUnavailable) as error:
-            for partition in asked:
-                for index, prepared in parts[partition]:
-                    if prepared.unique is not None:
-                        self._items[index] = _rejected(index, error, prepared.job)
-                parts[partition] = [item for item in parts[partition] if item[1].unique is None]
+        for version in (UNIQUE_RULES, CONCURRENCY_RULES):
+            asked = {
+                partition: version
+                for partition, items in parts.items()
+                if any(one.needs_rules == version for _, one in items)
+            }
+            try:
+                await self._intake.require_rules(asked)
+            except (Conflict, ReadModelUnavailable) as error:
+                for partition in asked:
+                    for index, prepared in parts[partition]:
+                        if prepared.needs_rules == version:
+                            self._items[index] = _rejected(index, error, prepared.job)
+                    parts[partition] = [item for item in parts[partition] if item[1].needs_rules != version]
 
     async def _store_large(self, parts: dict[int, list[tuple[int, Prepared]]]) -> None:
         """Put payloads that are too large for the log beside it; take out those that cannot be."""

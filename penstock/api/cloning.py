@@ -24,7 +24,17 @@ from penstock.projections.port import JobView
 _encode = msgspec.json.Encoder().encode
 _fields_in = msgspec.json.Decoder(dict[str, Raw]).decode
 
-_AS_IT_IS = ("type", "queue", "pool", "priority", "payload", "tags", "metadata", "timeout_ms")
+_AS_IT_IS = (
+    "type",
+    "queue",
+    "pool",
+    "priority",
+    "payload",
+    "tags",
+    "metadata",
+    "timeout_ms",
+    "concurrency_key",
+)
 _AS_IT_BEGAN = ("max_attempts", "backoff")
 _NONE = (b"null", b"[]")
 

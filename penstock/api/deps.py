@@ -117,8 +117,8 @@ class ApiDeps:
     parked: Parked = field(default_factory=Parked)
     operations: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is a new operation to work on."""
-    knows_unique: set[int] = field(default_factory=set[int])
-    """Partitions that are known to follow rules with unique keys; none ever goes back."""
+    known_rules: dict[int, int] = field(default_factory=dict[int, int])
+    """The rules that partitions were last seen to follow; none ever goes back."""
     archive: Archive | None = None
     """Of the jobs log, for what the read model no longer has."""
     claims: ClaimStore | None = None

@@ -54,6 +54,7 @@ class EventsQuery(Struct, frozen=True):
     tags: CheckedName | None = None
     worker: ShortText | None = None
     unique_key: ShortText | None = None
+    concurrency_key: ShortText | None = None
     id_prefix: ShortText | None = None
 
 

@@ -45,6 +45,7 @@ class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags_any: Names | None = None
     worker: Workers | None = None
     unique_key: ShortText | None = None
+    concurrency_key: ShortText | None = None
     id_prefix: ShortText | None = None
     attempt_min: Count | None = None
     attempt_max: Count | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -44,7 +44,8 @@ ACTOR = "api"
 """Whom the lines say they are from."""
 
 UNIQUE_RULES = 3
-"""The rules that brought unique keys: under older ones they would be passed over in silence."""
+CONCURRENCY_RULES = 4
+"""The rules that brought these keys: under older ones they would be passed over in silence."""
 
 RULES_EVERY_S = 0.05
 
@@ -73,6 +74,13 @@ class Prepared(Struct, frozen=True, gc=False):
     def unique(self) -> Unique | None:
         """Of the event."""
         return self.fields.get("unique")
+
+    @property
+    def needs_rules(self) -> int:
+        """The lowest version of the rules that knows what is asked for."""
+        if "concurrency_key" in self.fields:
+            return CONCURRENCY_RULES
+        return UNIQUE_RULES if "unique" in self.fields else 1
 
 
 class Taken(NamedTuple):
@@ -111,7 +119,7 @@ class Intake:
             InvalidField: a time is out of range, or the id does not go with the request's keys.
         """
         given = request.id is not None or request.unique is not None or request.idempotency_key is not None
-        if given:
+        if given or request.concurrency_key is not None:
             job_id = own_id(request, TENANT)
             partition = partition_of(job_id, self._partitions)
         else:
@@ -165,8 +173,7 @@ class Intake:
             Conflict: another job has its id, its unique key or its idempotency key.
             ReadBehind, ReadModelUnavailable: it is durable, but what the fold makes of its id is not known yet.
         """
-        if prepared.unique is not None:
-            await self.require_rules([prepared.partition])
+        await self.require_rules({prepared.partition: prepared.needs_rules})
         prepared = await self.stored(prepared)
         if prepared.keyed:
             await self._not_at_home_elsewhere(prepared)
@@ -195,28 +202,38 @@ class Intake:
                     existing_id=other.id,
                 )
 
-    async def require_rules(self, partitions: Collection[int]) -> None:
-        """Raises Conflict where the log does not know unique keys yet, ReadModelUnavailable where nobody can tell."""
+    async def require_rules(self, needed: Mapping[int, int]) -> None:
+        """Wait a moment until partitions follow the rules that are needed there (version by partition).
+
+        Raises:
+            Conflict: one does not follow them yet.
+            ReadModelUnavailable: nobody can tell.
+        """
         until_s = time.monotonic() + self._deps.options.read_wait_ms / 1_000
-        while lacking := await self._lacking(partitions):
+        while lacking := await self._lacking(needed):
+            partition, version = lacking
             # A log that was made with them comes to them as soon as somebody leads.
-            if self._deps.made_with < UNIQUE_RULES or time.monotonic() >= until_s:
-                partition, version = lacking
+            if self._deps.made_with < needed[partition] or time.monotonic() >= until_s:
+                kind = "unique" if needed[partition] == UNIQUE_RULES else "concurrency"
                 raise Conflict(
-                    f"unique keys need rules {UNIQUE_RULES}, and partition {partition} follows rules {version}:"
+                    f"{kind} keys need rules {needed[partition]}, and partition {partition} follows rules {version}:"
                     " see penstock rules activate"
                 )
             await asyncio.sleep(RULES_EVERY_S)
 
-    async def _lacking(self, partitions: Collection[int]) -> tuple[int, int] | None:
-        """One of these partitions that does not know unique keys, and the rules that it follows."""
-        known = self._deps.knows_unique
-        if known.issuperset(partitions):
+    async def _lacking(self, needed: Mapping[int, int]) -> tuple[int, int] | None:
+        """One of these partitions that does not follow what is needed, and the rules that it follows."""
+        known = self._deps.known_rules
+        if all(known.get(partition, 1) >= version for partition, version in needed.items()):
             return None
-        found = {status.partition: status.rules for status in await self._deps.read_model.status()}
-        known.update(partition for partition, version in found.items() if version >= UNIQUE_RULES)
+        known.update({status.partition: status.rules for status in await self._deps.read_model.status()})
         return next(
-            ((partition, found.get(partition, 1)) for partition in partitions if partition not in known), None
+            (
+                (partition, known.get(partition, 1))
+                for partition, version in needed.items()
+                if known.get(partition, 1) < version
+            ),
+            None,
         )
 
     async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:

@@ -160,6 +160,7 @@ class ListQuery(ReadQuery, frozen=True):
     tags: CheckedName | None = None
     worker: ShortText | None = None
     unique_key: ShortText | None = None
+    concurrency_key: ShortText | None = None
     id_prefix: ShortText | None = None
     has_errors: bool | None = None
     text: ShortText | None = None

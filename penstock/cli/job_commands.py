@@ -73,6 +73,9 @@ def enqueue(
     on_conflict: Annotated[
         str | None, typer.Option(help="Where another holds the key: reject, return_existing or replace.")
     ] = None,
+    concurrency_key: Annotated[
+        str | None, typer.Option(help="Of the jobs with this key one runs at a time, the others wait.")
+    ] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given more than once.")] = None,
@@ -94,7 +97,7 @@ def enqueue(
     options = {
         "id": job_id, "queue": queue, "pool": pool, "priority": priority, "delay_ms": delay_ms, "run_at": run_at,
         "expires_at": expires_at, "max_attempts": max_attempts, "timeout_ms": timeout_ms, "tags": tag,
-        "idempotency_key": idempotency_key,
+        "idempotency_key": idempotency_key, "concurrency_key": concurrency_key,
         "unique": _unique(unique_key, scope=unique_scope, period_ms=unique_period_ms, on_conflict=on_conflict),
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}

@@ -383,7 +383,7 @@ def with_id(fields: Json) -> Json:
     """The fields of a request with an id that a repeat will have too, unless they name one in another way."""
     if "id" not in fields and "idempotency_key" not in fields:
         unique = fields.get("unique")
-        key = cast("Json", unique).get("key") if isinstance(unique, dict) else None
+        key = cast("Json", unique).get("key") if isinstance(unique, dict) else fields.get("concurrency_key")
         fields["id"] = new_id_of_key(key) if isinstance(key, str) else new_id()
     return fields
 

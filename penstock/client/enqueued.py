@@ -90,6 +90,8 @@ def enqueued_fields(
     fields["request_hash"] = hashed
     if request.unique is not None:
         fields["unique"] = request.unique.event(at_ms + VERB_AGE_MS)
+    if request.concurrency_key is not None:
+        fields["concurrency_key"] = request.concurrency_key
     return fields
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from penstock.client.idgen import new_id, new_id_of_key
+from penstock.client.idgen import new_id
 from penstock.client.requests import JobRequest
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.ids import home_of, home_of_key
@@ -21,9 +21,10 @@ def fixed_id(request: JobRequest, tenant: str) -> str | None:
     """The id that a request fixes; None where any new one will do.
 
     Raises:
-        InvalidField: it gives an id and an idempotency key, or an id that does not live where its unique key does.
+        InvalidField: it gives an id and an idempotency key, an id that does not live where its unique or concurrency
+            key does, or two such keys that have different homes.
     """
-    home = None if request.unique is None else home_of_key(request.unique.key)
+    home = _home(request)
     if request.idempotency_key is not None:
         if request.id is not None:
             raise InvalidField("idempotency_key: give it or an id, not both", field="idempotency_key")
@@ -31,7 +32,8 @@ def fixed_id(request: JobRequest, tenant: str) -> str | None:
         return job_id if home is None else f"{job_id}~{home}"
     if request.id is not None and home is not None and home_of(request.id) != home:
         raise InvalidField(
-            f"id: a job with this unique key is at home in {home!r}: end it in ~{home}", field="id"
+            f"id: a job with this unique or concurrency key is at home in {home!r}: end it in ~{home}",
+            field="id",
         )
     return request.id
 
@@ -41,4 +43,19 @@ def own_id(request: JobRequest, tenant: str) -> str:
     job_id = fixed_id(request, tenant)
     if job_id is not None:
         return job_id
-    return new_id() if request.unique is None else new_id_of_key(request.unique.key)
+    home = _home(request)
+    return new_id() if home is None else f"{new_id()}~{home}"
+
+
+def _home(request: JobRequest) -> str | None:
+    """The home that a request's keys give its job; None for a job of its own."""
+    keys = [] if request.unique is None else [request.unique.key]
+    if request.concurrency_key is not None:
+        keys.append(request.concurrency_key)
+    homes = [home_of_key(key) for key in keys]
+    if len(set(homes)) > 1:
+        raise InvalidField(
+            "concurrency_key: it has another home than the unique key, and a job has one: give both the same key",
+            field="concurrency_key",
+        )
+    return homes[0] if homes else None

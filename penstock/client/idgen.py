@@ -144,6 +144,6 @@ def new_id() -> str:
     return _source.next()
 
 
-def new_id_of_key(unique_key: str) -> str:
-    """An id whose job lives where the jobs of a unique key do."""
-    return f"{new_id()}~{home_of_key(unique_key)}"
+def new_id_of_key(key: str) -> str:
+    """An id whose job lives where the jobs of a unique or concurrency key do."""
+    return f"{new_id()}~{home_of_key(key)}"

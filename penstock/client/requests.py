@@ -85,6 +85,7 @@ class JobOptions(TypedDict, total=False):
     max_attempts: int
     backoff: Backoff | Mapping[str, Any]
     unique: UniqueOptions
+    concurrency_key: str
     trace: str
 
 
@@ -159,6 +160,7 @@ class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_attempts: Attempts | None = None
     backoff: BackoffRequest | None = None
     unique: UniqueRequest | None = None
+    concurrency_key: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     idempotency_key: IdempotencyKey | None = None
     trace: Short | None = None
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from msgspec import Raw, msgpack, structs
 
-from penstock.core.job_state import Job, KeyedJob, Place, State, Verdict, copy_of
+from penstock.core.job_state import Job, KeyedJob, Place, SerialJob, State, Verdict, copy_of
 from penstock.core.retry import delay_ms
 from penstock.schemas import events as ev
 
@@ -57,6 +57,8 @@ def request_hash(event: ev.Enqueued) -> str:
     if event.unique is not None:
         unique = event.unique
         asked = (*asked, unique.key, unique.scope, unique.period_ms, unique.on_conflict)
+    if event.concurrency_key:
+        asked = (*asked, "concurrency_key", event.concurrency_key)
     return sha256(_encode(asked)).hexdigest()[:32]
 
 
@@ -78,13 +80,14 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
         time_ms=now_ms, due_at_ms=due_at_ms if waits else 0, created_at_ms=now_ms,
         scheduled_at_ms=max(due_at_ms, now_ms),
     )  # fmt: skip
-    unique = event.unique
-    if unique is None:
+    unique, key = event.unique, event.concurrency_key
+    if unique is None and not key:
         return job
-    until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
-    return KeyedJob(
-        **structs.asdict(job), unique_key=unique.key, unique_scope=unique.scope, unique_until_ms=until_ms
-    )
+    fields = structs.asdict(job)
+    if unique is not None:
+        until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
+        fields.update(unique_key=unique.key, unique_scope=unique.scope, unique_until_ms=until_ms)
+    return SerialJob(**fields, concurrency_key=key) if key else KeyedJob(**fields)
 
 
 def due(job: Job, event: ev.Due, place: Place) -> Job:

@@ -33,6 +33,7 @@ from penstock.core.job_state import TERMINAL, WAITING, Job, Place, State, Verdic
 from penstock.core.verbs import MAX_VERDICTS
 from penstock.schemas import events as ev
 from penstock.schemas.changes import decode_changes
+from penstock.schemas.ids import home_of, home_of_key
 
 __all__ = [
     "Job", "State", "WAITING", "TERMINAL", "Verdict", "Place",
@@ -153,6 +154,9 @@ def decider(rules: Mapping[type, _Rule]) -> Decide:
 def _enqueued(job: Job | None, event: ev.Enqueued, place: Place) -> Decision:
     hashed = event.request_hash or request_hash(event)
     if job is None:
+        key = event.concurrency_key
+        if key and home_of(event.job) != home_of_key(key):
+            return Refused("illegal", f"the home of its concurrency key is {home_of_key(key)}")
         return Applied(effects.enqueued(event, place, hashed))
     if hashed == job.request_hash:
         return Refused("duplicate", "the job is already there")

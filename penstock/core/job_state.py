@@ -105,6 +105,7 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
     unique_key: ClassVar[str] = ""
     unique_scope: ClassVar[ev.UniqueScope] = "until_finished"
     unique_until_ms: ClassVar[int] = 0
+    concurrency_key: ClassVar[str] = ""
 
     @property
     def key(self) -> str:
@@ -119,6 +120,14 @@ class KeyedJob(Job, array_like=True, kw_only=True, gc=False):
     unique_scope: ev.UniqueScope  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
     unique_until_ms: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
     """Log time until which it holds its key, where that is a period."""
+
+
+class SerialJob(KeyedJob, array_like=True, kw_only=True, gc=False):
+    """A job with a concurrency key, and perhaps with a unique one too."""
+
+    unique_key: str = ""
+    unique_scope: ev.UniqueScope = "until_finished"
+    concurrency_key: str  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
 
 
 class Place(Struct, frozen=True, gc=False):

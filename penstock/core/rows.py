@@ -19,7 +19,7 @@ from hashlib import sha256
 
 import msgspec
 
-from penstock.core.job_state import Job, KeyedJob
+from penstock.core.job_state import Job, KeyedJob, SerialJob
 
 FOLD_VERSION = 2
 """Version of the rows' encoding. A store written by another is thrown away and folded anew."""
@@ -75,12 +75,18 @@ class Changes(msgspec.Struct):
 encode_row = msgspec.msgpack.Encoder().encode
 _decode_job = msgspec.msgpack.Decoder(Job).decode
 _decode_keyed_job = msgspec.msgpack.Decoder(KeyedJob).decode
-_KEYED_ROW = b"\xdc" + len(KeyedJob.__struct_fields__).to_bytes(2, "big")
-"""What the row of a job with a unique key begins with: it has more fields than others."""
+_decode_serial_job = msgspec.msgpack.Decoder(SerialJob).decode
+_KEYED_ROW, _SERIAL_ROW = (
+    b"\xdc" + len(kind.__struct_fields__).to_bytes(2, "big") for kind in (KeyedJob, SerialJob)
+)
+"""What the rows of jobs with a unique key, and of those with a concurrency key, begin with: with how many fields they
+have."""
 
 
 def decode_job_row(data: bytes) -> Job:
-    return _decode_keyed_job(data) if data.startswith(_KEYED_ROW) else _decode_job(data)
+    if data.startswith(_KEYED_ROW):
+        return _decode_keyed_job(data)
+    return _decode_serial_job(data) if data.startswith(_SERIAL_ROW) else _decode_job(data)
 
 
 decode_state_row = msgspec.msgpack.Decoder(PartitionState).decode

@@ -13,12 +13,15 @@ from itertools import islice
 
 from penstock.core.job import Job
 from penstock.orchestrator.rows import Index, Lane, lane_of, place_of
+from penstock.orchestrator.turns import Turns
 
 WINDOW = 8_192
 """Jobs of a lane held in memory at most; beyond, new ones wait in the store."""
 
 REFILL_BELOW = 1_024
 
+MOST_PASSED = 1_000
+"""Jobs of a lane that are passed over at one time, for others of their concurrency keys have the turn."""
 
 Taken = tuple[str, Lane, Job]
 """A job that is given out: its key, the lane it waited in, and its state."""
@@ -48,6 +51,7 @@ class Backlog:
         self, index: Index, commit: Callable[[], None], job: Callable[[str], Job | None],
         prepare: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:  # fmt: skip
+        self.turns = Turns(index, commit, job)
         self._index = index
         self._prepare = prepare
         self._commit = commit
@@ -60,6 +64,7 @@ class Backlog:
     def committed(self) -> None:
         """What was folded is in the store."""
         self._left = False
+        self.turns.committed()
 
     def load(self) -> None:
         """Begin from the store. What was folded must be committed."""
@@ -89,6 +94,11 @@ class Backlog:
         """A job that was taken is still ready after all."""
         window = self._windows.setdefault(lane_of(job), _Window())
         window.entries.appendleft((job.order, key))
+
+    def call(self) -> None:
+        """Jobs that were passed over wait here again where nobody has the turn of their concurrency key any more."""
+        for key, job in self.turns.called():
+            self.put_back(key, job)
 
     def lanes(self, rank: int) -> list[Lane]:
         """Lanes of one urgency that have jobs to give."""
@@ -150,6 +160,7 @@ class Backlog:
         if window is None:
             return found
         self._prepare([key for _, key in islice(window.entries, limit)])
+        passed = 0
         while len(found) < limit:
             if window.rest_from is not None and len(window.entries) < REFILL_BELOW:
                 self._refill(lane, window)
@@ -159,7 +170,13 @@ class Backlog:
             if key in chosen or taken(key):
                 continue
             job = self._job(key)
-            if job is not None and job.state == "ready" and job.order == order and lane_of(job) == lane:
+            if job is None or job.state != "ready" or job.order != order or lane_of(job) != lane:
+                continue
+            if job.concurrency_key and not self.turns.take(job):
+                passed += 1
+                if passed == MOST_PASSED:
+                    break
+            else:
                 found.append((key, lane, job))
                 chosen.add(key)
         if not self._has(window):

@@ -27,6 +27,8 @@ class Dispatcher:
 
     def dispatch(self, led: Sequence[PartitionMachine], now: Now, out: Outputs) -> None:
         """Propose as many leases of the jobs of these partitions as there is room for."""
+        for machine in led:
+            machine.call()
         waiting_ones = [machine for machine in led if not machine.idle]
         if not waiting_ones:
             return

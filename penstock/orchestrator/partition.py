@@ -168,6 +168,8 @@ class PartitionMachine:
             job = self.store.job(key)
             if job is not None and job.state == "active":
                 self._leases.grant(key, job, self._fleet.session(job.worker, job.via), now.mono_ms)
+                if job.concurrency_key:
+                    self._backlog.turns.take(job)
         self._owed = dict.fromkeys(self._index.keys(DEAD), 0)
         self._forwarder.load(self.store.committed_misrouted())
         out.quarantine.extend(QuarantineNote(self.number, *note) for note in self._index.not_noted())
@@ -190,6 +192,8 @@ class PartitionMachine:
                 return
             if before is not None and before.state == "active":
                 self._held(folded, before, after, now, out)
+            elif before is not None and before.concurrency_key and (after is None or after.state != "ready"):
+                self._backlog.turns.gone(before)
             if after is not None:
                 if before is None or before.state != after.state:
                     self._moved(folded.key, after)
@@ -214,6 +218,8 @@ class PartitionMachine:
         """A waiting job was changed: it may wait in another lane now, or for another time."""
         if after.state == "ready" and lane_of(before) != lane_of(after):
             self._backlog.push(key, after)
+            if after.concurrency_key:
+                self._backlog.turns.gone(before)
         self._timers.add(key, after)
 
     def _held(self, folded: Folded, before: Job, after: Job | None, now: Now, out: Outputs) -> None:
@@ -228,6 +234,8 @@ class PartitionMachine:
                     self._courier.cancel(after, lease.session, out)
             return
         lease = self._leases.end(folded.key)
+        if before.concurrency_key:
+            self._backlog.turns.let_go(before, waits=after is not None and after.state == "ready")
         event = folded.event
         if lease is None:
             return
@@ -243,7 +251,9 @@ class PartitionMachine:
         self._proposals.take(key)
         session = self._fleet.session(job.worker, job.via)
         self._leases.grant(key, job, session, now.mono_ms)
-        if session.leaving:
+        # Another job may have had the turn meanwhile, if this line was given up and came all the same.
+        out_of_turn = bool(job.concurrency_key) and not self._backlog.turns.take(job)
+        if session.leaving or out_of_turn:
             self.supersede([key], now, out)
         else:
             self._courier.deliver(job, session, time_ms, out)
@@ -266,8 +276,13 @@ class PartitionMachine:
         """A proposal came to nothing: if its job is still ready, it waits again."""
         self._proposals.take(key)
         job = self.store.job(key)
-        if job is not None and job.state == "ready":
+        if job is None:
+            return
+        waits = job.state == "ready"
+        if waits:
             self._backlog.put_back(key, job)
+        if job.concurrency_key and job.state != "active":
+            self._backlog.turns.let_go(job, waits=waits)
 
     # Leasing
 
@@ -275,6 +290,10 @@ class PartitionMachine:
     def ready(self) -> dict[Lane, int]:
         """Ready jobs by lane."""
         return self._index.ready
+
+    def call(self) -> None:
+        """Jobs that were passed over for another of their concurrency key wait for a worker again, if they may run."""
+        self._backlog.call()
 
     def waiting(self, lanes: Iterable[Lane]) -> int:
         """Ready jobs of these lanes that are not proposed to anybody."""

@@ -4,6 +4,8 @@
 family       key                    value
 ===========  =====================  ===================================================================
 ``backlog``  ``r`` lane, place      none; a ready job: its place is its order, then its job key
+``backlog``  ``k`` turn, place      none; a ready job with a concurrency key once more: hashes of that key and its lane,
+                                    its place
 ``backlog``  ``a`` job key          none; a leased job
 ``backlog``  ``d`` job key          none; a dead job whose record is still owed
 ``backlog``  ``q`` position         a refused line, until it was read back from the quarantine topic
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import NamedTuple, Self
 
 import msgspec
@@ -25,6 +27,7 @@ from penstock.core.job import WAITING, Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch, KeyValueStore
 from penstock.schemas.events import PRIORITIES
+from penstock.schemas.ids import job_key
 from penstock.schemas.limits import QUARANTINE_HEAD_BYTES
 from penstock.schemas.position import pack
 from penstock.state.partition_store import PartitionStore
@@ -33,10 +36,11 @@ BACKLOG = "backlog"
 TIMERS = "timers"
 FAMILIES = (BACKLOG, TIMERS)
 
-READY, ACTIVE, DEAD, COUNTS, REFUSED = b"r", b"a", b"d", b"c", b"q"
+READY, TURN, ACTIVE, DEAD, COUNTS, REFUSED = b"r", b"k", b"a", b"d", b"c", b"q"
 DUE, EXPIRY = b"d", b"x"
 
 _ORDER_BYTES = 8
+_LANE_HASH_BYTES = 8
 
 RANK = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 
@@ -103,6 +107,8 @@ def _rows(job: Job, key: bytes) -> list[_Row]:
     rows: list[_Row] = []
     if state == "ready":
         rows.append((BACKLOG, lane_of(job).prefix + place_of(job.order) + key, b""))
+        if job.concurrency_key:
+            rows.append((BACKLOG, turn_row_of(job), b""))
     elif state == "active":
         rows.append((BACKLOG, ACTIVE + key, b""))
     elif state == "dead" and not job.dead_lettered:
@@ -120,6 +126,22 @@ def place_of(order: int, key: str = "") -> bytes:
     Two jobs may have one order: those that a copied log brought together from several partitions.
     """
     return order.to_bytes(_ORDER_BYTES, "big") + key.encode()
+
+
+def turn_of(job: Job) -> bytes:
+    """Names the turn that the jobs of one concurrency key share, and begins their rows. A key may be any text."""
+    name = job_key(job.tenant, job.concurrency_key)
+    return TURN + blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def turn_row_of(job: Job) -> bytes:
+    """The key of its row below its turn."""
+    return turn_of(job) + _lane_hash(lane_of(job)) + place_of(job.order, job.key)
+
+
+@lru_cache(maxsize=1_024)
+def _lane_hash(lane: Lane) -> bytes:
+    return blake2b(lane.prefix, digest_size=_LANE_HASH_BYTES).digest()
 
 
 def timer_key(time_ms: int, kind: bytes, key: bytes) -> bytes:
@@ -228,6 +250,21 @@ class Index:
         begin = len(prefix) + _ORDER_BYTES
         for key, _ in self._kv.scan(BACKLOG, prefix + place, prefix + b"\xff" * _ORDER_BYTES, limit=limit):
             yield int.from_bytes(key[begin - _ORDER_BYTES : begin], "big"), key[begin:].decode()
+
+    def next_turn(self, turn: bytes, after: bytes) -> tuple[str, bytes, bytes] | None:
+        """The first committed ready job of a concurrency key (see :func:`turn_of`) behind a place, lane by lane: its
+        key, its place, and one behind all of its lane."""
+        lane_end = len(turn) + _LANE_HASH_BYTES
+        start = after + b"\0" if after else turn
+        for row, _ in self._kv.scan(
+            BACKLOG, start, turn + b"\xff" * (_LANE_HASH_BYTES + _ORDER_BYTES), limit=1
+        ):
+            return row[lane_end + _ORDER_BYTES :].decode(), row, row[:lane_end] + b"\xff" * _ORDER_BYTES
+        return None
+
+    def is_changed(self, key: str) -> bool:
+        """Whether the job changed since the last commit."""
+        return key in self._changed
 
     def noted(self, position: int) -> None:
         """A refused line stands on the quarantine topic; perhaps it is not folded here yet."""

@@ -22,7 +22,7 @@ ListKey = tuple[int, str]
 MOST_WITH_PREFIX = 1_000
 """With more ids that begin alike, groups are looked through instead."""
 
-_TAG, _UNIQUE, _ERRORS, _DELETED = b"t", b"u", b"e", b"d"
+_TAG, _UNIQUE, _CONCURRENCY, _ERRORS, _DELETED = b"t", b"u", b"c", b"e", b"d"
 _EVER_MS = 1 << 63
 _COMPLEMENT = bytes(range(255, -1, -1))
 
@@ -51,13 +51,15 @@ class Texts(Protocol):
 
 
 def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
-    """What the keys begin with under which a job stands in the index of marks: its tags, its unique key, and whether
-    it has errors; of a deleted one only that it is."""
+    """What the keys begin with under which a job stands in the index of marks: its tags, its keys, and whether it has
+    errors; of a deleted one only that it is."""
     if job.state == "deleted":
         return [_mark(_DELETED, job.tenant, "")]
     marks = [_mark(_TAG, job.tenant, tag) for tag in job.tags]
     if job.unique_key:
-        marks.append(_unique_mark(job.tenant, job.unique_key))
+        marks.append(_key_mark(_UNIQUE, job.tenant, job.unique_key))
+    if job.concurrency_key:
+        marks.append(_key_mark(_CONCURRENCY, job.tenant, job.concurrency_key))
     if has_errors:
         marks.append(errors_mark(job.tenant))
     return marks
@@ -72,9 +74,9 @@ def _mark(kind: bytes, tenant: str, name: str) -> bytes:
     return kind + job_key(tenant, name).encode() + b"\0"
 
 
-def _unique_mark(tenant: str, key: str) -> bytes:
+def _key_mark(kind: bytes, tenant: str, key: str) -> bytes:
     # A key may be any text.
-    return _mark(_UNIQUE, tenant, blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest())
+    return _mark(kind, tenant, blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest())
 
 
 class Candidates:
@@ -94,7 +96,9 @@ class Candidates:
         """
         window = Window(wanted, edge, descending=descending)
         if wanted.unique_key:
-            return self._marked([_unique_mark(tenant, wanted.unique_key)], window)
+            return self._marked([_key_mark(_UNIQUE, tenant, wanted.unique_key)], window)
+        if wanted.concurrency_key:
+            return self._marked([_key_mark(_CONCURRENCY, tenant, wanted.concurrency_key)], window)
         if wanted.id_prefix:
             found = self._with_prefix(tenant, wanted.id_prefix)
             if found is not None:

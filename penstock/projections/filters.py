@@ -57,6 +57,8 @@ def _tests_of_names(wanted: JobFilter) -> list[Test]:
         tests.append(lambda job: not some.isdisjoint(job.tags))
     if wanted.unique_key:
         tests.append(lambda job: job.unique_key == wanted.unique_key)
+    if wanted.concurrency_key:
+        tests.append(lambda job: job.concurrency_key == wanted.concurrency_key)
     if wanted.id_prefix:
         tests.append(lambda job: job.id.startswith(wanted.id_prefix))
     return tests

@@ -73,6 +73,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     enqueued_event: str
     """Id of the event that it began with: what a verb's ``of`` has to name."""
     unique: UniqueView | None = None
+    concurrency_key: str | None = None
     payload_url: str | None = None
     """Where the payload lies beside the log: then ``payload`` is only its claim, size and hash."""
     result_url: str | None = None
@@ -121,6 +122,7 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags_any: tuple[str, ...] = ()
     worker: tuple[str, ...] = ()
     unique_key: str = ""
+    concurrency_key: str = ""
     id_prefix: str = ""
     attempt_min: int | None = None
     attempt_max: int | None = None

@@ -96,6 +96,7 @@ def job_view(
         cancel_requested=bool(job.cancel),
         enqueued_event=job.enqueued_id,
         unique=_unique_view(job),
+        concurrency_key=job.concurrency_key or None,
         payload_url=payload_url(job.id) if bodies.payload and claim_of(bodies.payload) else None,
         result_url=result_url(job.id) if bodies.result and claim_of(bodies.result) else None,
         position=str(unpack(partition, seen)),

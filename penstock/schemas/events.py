@@ -167,6 +167,8 @@ class Enqueued(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     request_hash: Short = ""
     unique: Unique | None = None
     """Its job's home is that of the key. Since rules 3."""
+    concurrency_key: Short = ""
+    """Of the jobs with one key no two run at once. The job's home is that of the key. Since rules 4."""
 
 
 class Due(LeaderJobEvent, frozen=True, kw_only=True, omit_defaults=True):

@@ -241,7 +241,7 @@ def test_the_page_has_a_place_for_every_table() -> None:
         "retries",
         "payloads",
     ]
-    parts += ["scale", "replay", "backlog", "memory", "reads", "restart", "failover"]
+    parts += ["scale", "costs", "replay", "search", "backlog", "memory", "reads", "restart", "failover"]
     for part in parts:
         assert "new text" in publishing._replaced(page, part, "new text"), part
     with pytest.raises(KeyError):

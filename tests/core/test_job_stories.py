@@ -7,6 +7,7 @@ import re
 import pytest
 
 from penstock.core.job import MAX_VERDICTS, TRANSITIONS
+from tests.core.serial_stories import OF_RULES_3, SERIAL_STORIES
 from tests.core.stories import JOB, Story, play
 from tests.core.unique_stories import OF_RULES_2, UNIQUE_STORIES
 from tests.core.verb_stories import ACTIVE, CANCELLING, DEAD, OF_RULES_1, READY, VERB_STORIES
@@ -313,7 +314,7 @@ STORIES = {
         """,
 }
 
-STORIES |= VERB_STORIES | UNIQUE_STORIES
+STORIES |= VERB_STORIES | UNIQUE_STORIES | SERIAL_STORIES
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -329,6 +330,11 @@ def test_story_of_rules_1(name: str) -> None:
 @pytest.mark.parametrize("name", OF_RULES_2)
 def test_story_of_rules_2(name: str) -> None:
     play(OF_RULES_2[name], rules=2)
+
+
+@pytest.mark.parametrize("name", OF_RULES_3)
+def test_story_of_rules_3(name: str) -> None:
+    play(OF_RULES_3[name], rules=3)
 
 
 def test_the_stories_take_every_arrow_of_the_table() -> None:

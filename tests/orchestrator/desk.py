@@ -39,10 +39,15 @@ def memory_store(partition: int = 0, partitions: int = 1, kv: MemoryStore | None
 
 
 class Desk:
-    """One log of ``partitions`` and any number of orchestrators. Times are ms since the desk was set up."""
+    """One log of ``partitions`` and any number of orchestrators. Times are ms since the desk was set up.
 
-    def __init__(self, partitions: int = 1) -> None:
+    Args:
+        made_with: the version of the rules that the log was made with.
+    """
+
+    def __init__(self, partitions: int = 1, made_with: int = 1) -> None:
         self.partitions = partitions
+        self.made_with = made_with
         self.time_ms = 0
         self.records: list[list[Record]] = [[] for _ in range(partitions)]
         self.machines: dict[str, OrchestratorMachine] = {}
@@ -60,7 +65,9 @@ class Desk:
         """A machine that has read nothing yet, but may lead once it has."""
         stores = stores or [memory_store(number, self.partitions) for number in range(self.partitions)]
         self.stores[name] = stores
-        machine = self.machines[name] = OrchestratorMachine(name, f"inc-{name}", stores, self.now())
+        machine = self.machines[name] = OrchestratorMachine(
+            name, f"inc-{name}", stores, self.now(), made_with=self.made_with
+        )
         for number in range(self.partitions):
             machine.caught_up(number)
         return machine

@@ -9,7 +9,17 @@ from penstock.core.job import Job
 from penstock.log.store_memory import MemoryStore
 from penstock.orchestrator.machine import OrchestratorMachine
 from penstock.orchestrator.partition import PartitionMachine
-from penstock.orchestrator.rows import BACKLOG, COUNTS, REFUSED, TIMERS, Lane, lane_of, place_of, rows_of
+from penstock.orchestrator.rows import (
+    BACKLOG,
+    COUNTS,
+    REFUSED,
+    TIMERS,
+    Lane,
+    lane_of,
+    place_of,
+    rows_of,
+    turn_of,
+)
 from penstock.projections.port import JobsQuery
 from penstock.projections.rows import INDEX
 from tests.sim.referee import Referee
@@ -81,6 +91,18 @@ def check_rows(world: World, one: PartitionMachine) -> None:
     )
 
 
+def _waits_for_its_turn(one: PartitionMachine, job: Job) -> bool:
+    """Whether a job that is not in the backlog will be called: another has the turn, or one of its lane comes first."""
+    turns, name = one._backlog.turns, turn_of(job) if job.concurrency_key else b""
+    called = turns._passed.get(name)
+    if called is None or job.key in called:
+        return False
+    before = [other for key in called if (other := one.store.job(key)) is not None and other.state == "ready"]
+    return (
+        name in turns._has or name in turns._free or any(lane_of(job) == lane_of(other) for other in before)
+    )
+
+
 def check_backlog(world: World, one: PartitionMachine) -> None:
     """Every ready job is in the window, beyond it in the store, or proposed; every lease kept; every debt known."""
     for key, job in all_jobs(one).items():
@@ -90,6 +112,7 @@ def check_backlog(world: World, one: PartitionMachine) -> None:
                 (job.order, key) in window.entries
                 or (window.rest_from is not None and place_of(job.order, job.key) >= window.rest_from)
             )
+            inside = inside or _waits_for_its_turn(one, job)
             world.require(inside, lambda key=key: f"partition {one.number}: {key} is ready and in no backlog")
         lease = one._leases.get(key)
         if job.state == "active":

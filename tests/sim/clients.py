@@ -120,7 +120,7 @@ class ProducerHost(Host):
                 world.stats["ids in use"] += 1
                 return
             except (LogError, ServerUnreachable, ReadBehind, ReadModelUnavailable, Conflict) as error:
-                # A conflict is left where the log does not follow the rules of unique keys yet.
+                # A conflict is left where the log does not follow the rules of such keys yet.
                 world.stats[f"enqueue {error.code}"] += 1
                 await asyncio.sleep(world.between(50, 2_000) / 1_000)
             else:
@@ -184,6 +184,8 @@ def _options(event: ev.Enqueued) -> dict[str, Any]:
         options["unique"] = {"key": unique.key, "scope": unique.scope, "on_conflict": unique.on_conflict}
         if unique.period_ms:
             options["unique"]["period_ms"] = unique.period_ms
+    if event.concurrency_key:
+        options["concurrency_key"] = event.concurrency_key
     return options
 
 

@@ -87,6 +87,7 @@ class Producer:
                 kind=random.choice(("none", "fixed", "exponential")), base_ms=400, max_ms=3_000
             ),
             unique=self._unique(home.removeprefix("~")) if home and random.random() < 0.6 else None,
+            concurrency_key=home.removeprefix("~") if number % 2 else "",
         )
         self._sent.append(event)
         if not self._send(event):

@@ -96,6 +96,8 @@ class Referee:
         """Of jobs with a unique key, ms."""
         self.holders: dict[tuple[str, str], str] = {}
         """Who took each unique key last, by tenant and key."""
+        self.running: dict[tuple[str, str], str] = {}
+        """Which job was leased last of those with a concurrency key, by tenant and key."""
         self.jobs: dict[str, Job] = {}
         self.epochs = [-1] * count
         self.lease_ids: set[str] = set()
@@ -239,6 +241,7 @@ class Referee:
             )  # fmt: skip
             book.lease, book.fence, book.seq = event.id, folded.position, 0
             book.leases += 1
+            self._runs_alone(folded, job)
         elif isinstance(event, HOLDERS + ENDS):
             world.require(book.lease == event.lease, told("a stale lease had an effect"))
             if isinstance(event, ev.Progressed):
@@ -294,6 +297,17 @@ class Referee:
                 folded.time_ms > self._turned_away.get(folded.key, -1),
                 _saying(folded, "what was refused began after all"),
             )
+
+    def _runs_alone(self, folded: Folded, job: Job) -> None:
+        if not job.concurrency_key:
+            return
+        name = (job.tenant, job.concurrency_key)
+        before = self.running.get(name)
+        if before is not None and before != job.key:
+            told = _saying(folded, f"runs beside {before}, which has the same concurrency key")
+            self.world.require(not self.books[before].lease, told)
+            self.world.stats["turns passed on"] += 1
+        self.running[name] = job.key
 
     def _takes(self, folded: Folded, job: Job) -> None:
         """A job that begins, or runs again, takes its key, if it holds it at all; nobody else may hold it then."""

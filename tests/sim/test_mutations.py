@@ -18,6 +18,7 @@ from penstock.orchestrator.backlog import Backlog
 from penstock.orchestrator.partition import PartitionMachine
 from penstock.orchestrator.rows import Index
 from penstock.orchestrator.timers import Timers
+from penstock.orchestrator.turns import Turns
 from penstock.schemas import events as ev
 from tests.sim import run
 from tests.sim.run import simulate
@@ -25,7 +26,7 @@ from tests.sim.weather import Weather
 
 # Mistakes are made inside of modules.
 
-SEEDS = range(5_000, 5_040)
+SEEDS = range(5_000, 5_100)
 STORM = Weather(
     storm_ms=12_000, orchestrators=3, workers=3, jobs=30, append_fault=0.15, hint_lost=0.1, hint_doubled=0.1,
     hint_late=0.15, crash_in_outputs=0.002, orchestrator_trouble_ms=2_000, worker_trouble_ms=3_000, odd_lines=0.6,
@@ -146,6 +147,20 @@ def tell_nobody_what_was_replaced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(core_partition, "_as_another_has_it", lambda line, other: None)
 
 
+def let_two_run_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Turns, "take", lambda *_: True)
+
+
+def call_nobody_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Turns, "called", lambda _: [])
+
+
+def forget_whose_turn_it_is(patch: pytest.MonkeyPatch) -> None:
+    """A new leader does not look whether one of them runs."""
+    take = Turns.take
+    patch.setattr(Turns, "take", lambda self, job: job.state == "active" or take(self, job))
+
+
 MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     accept_stale_leases,
     compare_with_nothing,
@@ -164,6 +179,9 @@ MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     let_two_hold_a_key,
     replace_what_runs,
     tell_nobody_what_was_replaced,
+    let_two_run_at_once,
+    call_nobody_back,
+    forget_whose_turn_it_is,
 ]
 
 
