@@ -32,7 +32,7 @@ from penstock.api.verbs import decided
 from penstock.client.requests import BackoffRequest, JobRequest, invalid_field, request_hash
 from penstock.client.verbs import VERBS
 from penstock.projections.port import JobsQuery, JobView, OperatedItem
-from penstock.schemas.errors import InvalidField, NotFound
+from penstock.schemas.errors import InvalidField, JobNotFound, NotFound
 from penstock.schemas.limits import MAX_PAYLOAD_BYTES
 from penstock.schemas.names import CheckedJobId
 
@@ -191,7 +191,10 @@ async def cancel(request: Request) -> Response:
 async def _job(request: Request) -> JobView:
     """The job that an operation is. Raises NotFound."""
     operation = str(request.path_params["id"])
-    job = await find_job(deps_of(request), operation)
+    try:
+        job = await find_job(deps_of(request), operation)
+    except JobNotFound as error:
+        raise NotFound(f"There is no operation {operation[:200]!r}.") from error
     if job.type != OPERATION:
         raise NotFound(f"There is no operation {operation[:200]!r}.")
     return job

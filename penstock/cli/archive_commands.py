@@ -15,7 +15,7 @@ from penstock.cli.context import Cli, DataFolder, LogUrl, Output, cli_of
 from penstock.cli.job_commands import history_row
 from penstock.cli.logs import set_up
 from penstock.cli.opening import archive_of, existing_log
-from penstock.schemas.errors import JobNotFound
+from penstock.schemas.errors import JobNotFound, NotFound
 from penstock.schemas.ids import job_key, partition_of
 from penstock.schemas.times import time_text
 
@@ -103,7 +103,7 @@ def list_segments(
 
 
 async def _manifests(cli: Cli, partition: int | None) -> list[Manifest]:
-    archive = archive_of(cli.settings)
+    archive = archive_of(cli.settings, must_exist=True)
     return [
         await archive.manifest(segment)
         for number in _partitions(cli, partition)
@@ -139,9 +139,12 @@ def _described(manifest: Manifest) -> dict[str, Any]:
 def verify_archive(
     ctx: typer.Context, partition: OnePartition = None, archive: ArchiveUrl = None, output: Output = None
 ) -> None:
-    """Read the archive back whole and compute its hash chain anew. Exit code 7 when it is not what was written."""
+    """Read the archive back whole and compute its hash chain anew. Exit code 7 when it is not what was written, 4 when
+    nothing is archived."""
     cli = cli_of(ctx, output, archive=archive)
     found = asyncio.run(_verify(cli, partition))
+    if not found:
+        raise NotFound(f"Nothing of {cli.settings.topics.jobs} is archived in {cli.settings.archive!r}.")
     if cli.printer.json:
         cli.printer.value([msgspec.structs.asdict(one) for one in found])
         return
@@ -160,12 +163,11 @@ def verify_archive(
             ]
             for one in found
         ),
-        "nothing is archived",
     )
 
 
 async def _verify(cli: Cli, partition: int | None) -> list[Verified]:
-    archive = archive_of(cli.settings)
+    archive = archive_of(cli.settings, must_exist=True)
     found = [await archive.verify(number) for number in _partitions(cli, partition)]
     return [one for one in found if one is not None]
 
@@ -210,7 +212,9 @@ async def _lines(cli: Cli, partition: int, key: str) -> ArchivedHistory | None:
 
     partitions = cli.settings.topics.partitions
     if not cli.flags & {"log", "data"}:
-        return await archive_history.archived_history(archive_of(cli.settings), partition, partitions, key)
+        return await archive_history.archived_history(
+            archive_of(cli.settings, must_exist=True), partition, partitions, key
+        )
     from penstock.cli.archiving import archived
 
     async with existing_log(cli.settings) as (log, _):

@@ -50,6 +50,8 @@ def export_log(
 
     async def on_log(opened: Log, namespace: Namespace) -> None:
         ranges = await _ranges(opened, namespace, job, partition, times)
+        if not since:
+            await _tell_of_a_missing_beginning(opened, namespace, ranges)
         with _writing(file) as write:
             async for chunk in export(
                 opened, namespace.topics, ranges=ranges, generation=namespace.generation
@@ -57,6 +59,21 @@ def export_log(
                 write.write(chunk)
 
     on_log_or_server(cli, on_log, lambda: _from_server(cli, file, job, partition, times))
+
+
+async def _tell_of_a_missing_beginning(
+    log: Log, namespace: Namespace, ranges: dict[int, tuple[int, int]] | None
+) -> None:
+    """On stderr: what is written is right, and not all there was."""
+    topics = namespace.topics
+    for number in range(topics.partitions) if ranges is None else ranges:
+        start = (await log.bounds(topics.jobs, number)).start
+        if start > 0:
+            typer.echo(
+                f"penstock: partition {number} begins at offset {start}: what came before is not in this export"
+                " (a trimmed log is read together with its archive, PENSTOCK_ARCHIVE)",
+                err=True,
+            )
 
 
 async def _ranges(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Annotated, Any, cast
 
 import msgspec
 import typer
 
 from penstock.cli.context import Cli, Output, Server, cli_of
-from penstock.client.calls import Json
+from penstock.client.calls import Json, with_id
 from penstock.client.requests import JobOptions
-from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError
+from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError, ServerUnreachable
 
 JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 
@@ -107,13 +107,30 @@ def enqueue(
     if job_type is None:
         raise typer.BadParameter("the job's type is missing", param_hint="TYPE")
     body = payload_of(payload)
+    given = with_id(given)
     with cli.client() as client:
-        job = client.enqueue(job_type, body, **cast("JobOptions", given))
+        try:
+            job = client.enqueue(job_type, body, **cast("JobOptions", given))
+        except PenstockError as error:
+            raise _told_what_is_open(error, given) from error
         if wait:
             job = client.wait(job["id"], wait_timeout_ms)
     print_job(cli, job)
     if wait and job["state"] != "succeeded":
         raise JobDidNotSucceed(f"job {job['id']} is {job['state']}")
+
+
+def _told_what_is_open(error: PenstockError, given: Mapping[str, Any]) -> PenstockError:
+    """Where nobody can say whether the job was taken: how to find out, and how to send it again as the same job."""
+    nobody_there = isinstance(error, ServerUnreachable) and "refused" in error.message
+    if error.status not in (500, 503) or nobody_there:
+        return error
+    job_id = given.get("id") or error.details.get("job_id")
+    if job_id is None:
+        again = f"sent again with --idempotency-key {given['idempotency_key']} it is the same job"
+    else:
+        again = f"`penstock jobs get {job_id}` tells, and sent again with --id {job_id} it is the same job"
+    return type(error)(f"{error.message} The job may have been taken all the same: {again}.", **error.details)
 
 
 def _unique(key: str | None, **options: Any) -> dict[str, Any] | None:
@@ -149,11 +166,19 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
     if cli.printer.json:
         cli.printer.value({"accepted": result.accepted, "rejected": result.rejected, "items": result.items})
     else:
-        cli.printer.text(f"{result.accepted} accepted, {len(others)} not")
+        unknown = f", of {result.unknown} it is not known" if result.unknown else ""
+        cli.printer.text(f"{result.accepted} accepted, {len(others) - result.unknown} not{unknown}")
         for item in others[:20]:
             cli.printer.text(f"{item.get('id', '')} {item.get('status', '')}: {item.get('message', '')}")
     if others:
-        raise SomeRejected(f"{len(others)} of {len(result.items)} jobs were not accepted")
+        if result.unknown == len(others):
+            raise SomeRejected(
+                f"of {len(others)} of {len(result.items)} jobs it is not known whether they were taken:"
+                " sent again under their ids they are the same jobs"
+            )
+        raise SomeRejected(
+            f"{len(others)} of {len(result.items)} jobs were not accepted, or may not have been"
+        )
 
 
 def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any]) -> Iterator[Json]:

@@ -100,7 +100,7 @@ def advice(error: PenstockError) -> str:
             " an upgraded Penstock goes on where this one stopped."
         )
     if isinstance(error, StoreLocked):
-        return "Another process has it open: stop that one, or ask it with --server."
+        return "Another process has it open: stop that one, or ask it, where the command takes --server."
     return ""
 
 

@@ -37,14 +37,14 @@ def log_of(settings: Settings, on_fatal: Callable[[BaseException], None] | None 
     return ArchivedLog(log, archive_of(settings))
 
 
-def archive_of(settings: Settings) -> Archive:
-    """The archive in the settings. Raises SettingsInvalid where none is set."""
+def archive_of(settings: Settings, *, must_exist: bool = False) -> Archive:
+    """The archive in the settings. Raises SettingsInvalid where none is set, and as ``open_blobs``."""
     from penstock.log.archive import Archive
     from penstock.log.blobs import open_blobs
 
     if not settings.archive:
         raise SettingsInvalid("there is no archive: PENSTOCK_ARCHIVE is a folder or s3://bucket/prefix")
-    return Archive(open_blobs(settings.archive), settings.topics.jobs)
+    return Archive(open_blobs(settings.archive, must_exist=must_exist), settings.topics.jobs)
 
 
 def claims_of(settings: Settings) -> ClaimStore | None:

@@ -21,17 +21,8 @@ from penstock.state import audit
 
 _POLL_MS = 1_000
 _SILENT_POLLS = 30
-_COLUMNS = (
-    "partition",
-    "records",
-    "lines",
-    "refused",
-    "quarantined",
-    "state digest",
-    "log digest",
-    "compared",
-    "",
-)
+_COLUMNS = ("partition", "records", "lines", "refused", "quarantined", "state digest")
+_RESULT_COLUMNS = ("compared", "")
 
 
 def register(app: typer.Typer) -> None:
@@ -82,8 +73,10 @@ def _print(cli: Cli, proofs: list[PartitionProof]) -> None:
         )
         for proof in proofs
     ]
-    cli.printer.table(_COLUMNS, rows)
-    if not any(proof.compared for proof in proofs):
+    # The one is over records, the other over lines: they are never alike.
+    chain = "export chain" if any(proof.export_chain for proof in proofs) else "log digest"
+    cli.printer.table((*_COLUMNS, chain, *_RESULT_COLUMNS), rows)
+    if not any(proof.compared or proof.problems for proof in proofs):
         cli.printer.text(
             "Nobody had recorded a digest to compare with: only two folds of the log were compared."
         )
@@ -110,6 +103,7 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
         if bounds.start > 0:
             verifier.proof.problems.append(
                 f"the log begins at offset {bounds.start}: its beginning is missing"
+                " (a trimmed log is read together with its archive, PENSTOCK_ARCHIVE)"
             )
         silent = 0
         next_offset = bounds.start

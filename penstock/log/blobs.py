@@ -27,7 +27,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from penstock.schemas.errors import BlobMissing, BlobsUnavailable, SettingsInvalid
+from penstock.schemas.errors import BlobMissing, BlobsUnavailable, NotFound, SettingsInvalid
 
 if TYPE_CHECKING:
     # Shapes that exist for type checkers only.
@@ -55,16 +55,19 @@ class BlobInfo(msgspec.Struct, frozen=True):
     modified_ms: int
 
 
-def open_blobs(url: str, *, timeout_ms: int = 60_000, slowest_bytes_per_s: int = _MIB) -> Blobs:
+def open_blobs(
+    url: str, *, must_exist: bool = False, timeout_ms: int = 60_000, slowest_bytes_per_s: int = _MIB
+) -> Blobs:
     """Open a folder's path, ``file://``, ``s3://bucket/prefix`` or ``memory://name`` (one a name and process).
 
     Credentials, endpoint and region of a bucket come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-    ``AWS_REGION``, ``AWS_ALLOW_HTTP``, ...); nothing is asked of it yet. A folder is made when missing. A call may take
-    ``timeout_ms`` and what its bytes need at ``slowest_bytes_per_s``.
+    ``AWS_REGION``, ``AWS_ALLOW_HTTP``, ...); nothing is asked of it yet. A folder is made when missing, unless it
+    ``must_exist``. A call may take ``timeout_ms`` and what its bytes need at ``slowest_bytes_per_s``.
 
     Raises:
         SettingsInvalid: no such kind of store, or its options are wrong.
         BlobsUnavailable: the folder cannot be made.
+        NotFound: it must exist, and does not.
     """
     scheme = urlsplit(url).scheme if "://" in url else ""
     folder: Path | None = None
@@ -73,6 +76,8 @@ def open_blobs(url: str, *, timeout_ms: int = 60_000, slowest_bytes_per_s: int =
             store: ObjectStore = _in_memory.setdefault(url, MemoryStore())
         elif scheme in ("", "file"):
             folder = _folder(url, scheme)
+            if must_exist and not folder.is_dir():
+                raise NotFound(f"There is no folder {url!r}.")
             folder.mkdir(parents=True, exist_ok=True)
             store = LocalStore(folder)
         elif scheme in _REMOTE_SCHEMES:

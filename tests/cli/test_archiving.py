@@ -63,6 +63,8 @@ def plans(text: str) -> list[dict[str, Any]]:
 def test_from_an_archive_to_a_trimmed_log_that_answers_as_before(run: Run, data: Path) -> None:
     assert run("audit", "export", "-o", "before.ndjson", "--log", f"embedded:{data}").code == 0
     assert run("archive", "list").out.strip() == "nothing is archived"
+    nothing = run("archive", "verify")
+    assert (nothing.code, "Nothing of penstock.jobs is archived" in nothing.err) == (4, True)
     done = run("archive", "run", "--once", "--output", "json")
     assert done.code == 0, done.err
     assert done.json["records"] > 4 * len(NAMES) / 2

@@ -47,6 +47,8 @@ NOWHERE = "http://127.0.0.1:9"
         ("verify --data nope", 4, "there is no log"),
         ("projection rebuild --data nope", 4, "there is no log"),
         ("audit export", 6, "does not answer"),
+        ("archive verify --archive nope", 4, "There is no folder 'nope'"),
+        ("archive list --archive nope", 4, "There is no folder 'nope'"),
         ("audit export --since yesterday", 2, "RFC 3339"),
         ("audit export --until 2026-01-01T00:00:00", 2, "no time zone"),
         ("audit export --job a --partition 1", 2, "give one of them"),

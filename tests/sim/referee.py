@@ -341,7 +341,7 @@ class Referee:
         )
         if other.after is not None:
             self.jobs[other.key] = other.after
-        self.periods[other.key] = -job_rules.MAX_VERB_AGE_MS  # clocks step back by less
+        self.periods[other.key] = -other.time_ms  # over, however far clocks step back
         self.history[other.key].append(event.id)
 
     def _verb(self, folded: Folded, event: ev.Verb) -> None:
