@@ -73,10 +73,8 @@ async def test_of_many_at_most_one_runs_whoever_asks(whole: Bench) -> None:
 
 
 async def test_it_is_found_by_its_key(whole: Bench) -> None:
-    job = await begun(whole)
-    other = await begun(whole, "account 8")
-    for one in (job, other):
-        assert (await whole.job(one["id"]))["state"] == "ready"
+    job = await whole.enqueue(concurrency_key=KEY)
+    await whole.enqueue(concurrency_key="account 8")
     page = await whole.http.get("/api/v1/jobs", params={"concurrency_key": KEY})
     assert [item["id"] for item in page.json()["items"]] == [job["id"]]
     page = await whole.http.post("/api/v1/jobs/search", json={"filter": {"concurrency_key": "none"}})
