@@ -217,7 +217,7 @@ class Intake:
                 kind = "unique" if needed[partition] == UNIQUE_RULES else "concurrency"
                 raise Conflict(
                     f"{kind} keys need rules {needed[partition]}, and partition {partition} follows rules {version}:"
-                    " see penstock rules activate"
+                    f" see penstock rules activate {needed[partition]}"
                 )
             await asyncio.sleep(RULES_EVERY_S)
 

@@ -87,7 +87,9 @@ async def attempt_log(request: Request) -> Response:
     job_id, number = str(request.path_params["id"]), str(request.path_params["n"])
     job = await find_job(deps, job_id)
     attempt = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 0
-    if not 1 <= attempt <= job.attempt:
+    # One that was given back costs no attempt, and is not counted; what it logged is there all the same.
+    uncounted = attempt > job.attempt and deps.claims is not None and await _stored(deps, job, attempt)
+    if not (1 <= attempt <= job.attempt or uncounted):
         raise NotFound(f"The job {job_id!r} has had no attempt {number[:20]!r}; it has had {job.attempt}.")
     until_s = time.monotonic() + (asked.wait_ms or 0) / 1_000
     while True:

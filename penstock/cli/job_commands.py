@@ -12,7 +12,7 @@ import typer
 
 from penstock.cli.context import Cli, Output, Server, cli_of
 from penstock.client.calls import Json, with_id
-from penstock.client.requests import JobOptions
+from penstock.client.requests import JobOptions, fields_of
 from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError, ServerUnreachable
 
 JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
@@ -160,11 +160,14 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
             raise InvalidField(
                 f"--{name.replace('_', '-')} names one job: it does not go with --bulk", field=name
             )
+    unread: list[Json] = []
     with cli.client() as client:
-        result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults))
-    others = [item for item in result.items if item.get("status") != "accepted"]
+        result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults, unread))
+    items = [*result.items, *unread]
+    others = [item for item in items if item.get("status") != "accepted"]
     if cli.printer.json:
-        cli.printer.value({"accepted": result.accepted, "rejected": result.rejected, "items": result.items})
+        rejected = result.rejected + len(unread)
+        cli.printer.value({"accepted": result.accepted, "rejected": rejected, "items": items})
     else:
         unknown = f", of {result.unknown} it is not known" if result.unknown else ""
         cli.printer.text(f"{result.accepted} accepted, {len(others) - result.unknown} not{unknown}")
@@ -173,23 +176,28 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
     if others:
         if result.unknown == len(others):
             raise SomeRejected(
-                f"of {len(others)} of {len(result.items)} jobs it is not known whether they were taken:"
+                f"of {len(others)} of {len(items)} jobs it is not known whether they were taken:"
                 " sent again under their ids they are the same jobs"
             )
-        raise SomeRejected(
-            f"{len(others)} of {len(result.items)} jobs were not accepted, or may not have been"
-        )
+        raise SomeRejected(f"{len(others)} of {len(items)} jobs were not accepted, or may not have been")
 
 
-def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any]) -> Iterator[Json]:
+def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any], unread: list[Json]) -> Iterator[Json]:
+    """The requests of an input, a line each. A line that is none goes to ``unread``, and stops no other."""
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:
-            request = msgspec.json.decode(line, type=dict[str, Any])
+            request = {**defaults, **msgspec.json.decode(line, type=dict[str, Any])}
+            fields_of(request)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise MalformedJson(f"line {number} is not a JSON object: {error}") from error
-        yield {**defaults, **request}
+            message = f"line {number} is not a JSON object: {error}"
+            unread.append({"status": "rejected", "code": MalformedJson.code, "message": message})
+        except InvalidField as error:
+            message = f"line {number}: {error.message}"
+            unread.append({"status": "rejected", "code": error.code, "message": message})
+        else:
+            yield request
 
 
 # Jobs

@@ -167,6 +167,11 @@ class Calls:
         fields = request_fields(job_type or "", payload, changes)
         if not job_type:
             del fields["type"]
+        if fields.keys().isdisjoint(("id", "idempotency_key", "unique", "concurrency_key")):
+            # The clone shares the first job's key, and its id has to live where that does.
+            key = (yield from self.get(job_id)).get("concurrency_key")
+            if key is not None:
+                fields["concurrency_key"] = key
         with_id(fields)
         return (yield from self.ask(Call("POST", f"{_job_path(job_id)}/clone", body=_encode(fields))))
 

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import DEFAULT_SERVER, Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
 from penstock.client.event_stream import EVENTS, events_params, read_events
 from penstock.client.requests import CloneOptions, JobOptions
 from penstock.client.sending import (
@@ -40,14 +40,14 @@ class Client:
     """A blocking client. Use as a context manager, from one thread at a time.
 
     Args:
-        server: the API's URL.
+        server: the API's URL. If none is given that of ``PENSTOCK_SERVER``, else where ``penstock dev`` listens.
         patience_ms: how long to go on trying when the server does not answer or is not ready.
         transport: an httpx transport to send through, for tests.
     """
 
     def __init__(
         self,
-        server: str = DEFAULT_SERVER,
+        server: str | None = None,
         *,
         patience_ms: int = 10_000,
         transport: httpx.BaseTransport | None = None,

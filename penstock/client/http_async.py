@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import DEFAULT_SERVER, Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
 from penstock.client.event_stream import EVENTS, EventReader, events_params
 from penstock.client.requests import CloneOptions, JobOptions
 from penstock.client.sending import (
@@ -39,7 +38,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        server: str = DEFAULT_SERVER,
+        server: str | None = None,
         *,
         patience_ms: int = 10_000,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -288,8 +287,3 @@ class AsyncClient:
             return answer(await self._http.send(request(self._http, call)))
         except httpx.HTTPError as error:
             return Answer(0, {}, b"", reason(error))
-
-
-def default_client(**options: Any) -> AsyncClient:
-    """An :class:`AsyncClient` of the server that ``PENSTOCK_SERVER`` names."""
-    return AsyncClient(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER, **options)

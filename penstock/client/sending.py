@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from typing import Protocol
 
 import httpx
 
-from penstock.client.calls import Answer, Call
+from penstock.client.calls import DEFAULT_SERVER, Answer, Call
 from penstock.schemas.errors import SettingsInvalid
 
 REQUEST_TIMEOUT_S = 60.0
@@ -44,7 +45,10 @@ def put_in_place(of_the_server: StandIn | None) -> StandIn | None:
     return before
 
 
-def checked(server: str) -> str:
+def checked(server: str | None) -> str:
+    """The server's address; without one that of `PENSTOCK_SERVER`, else where `penstock dev` listens."""
+    if server is None:
+        server = os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER
     server = server.rstrip("/")
     try:
         url = httpx.URL(server)

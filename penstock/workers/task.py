@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from penstock.client.calls import DEFAULT_SERVER
 from penstock.client.requests import JobOptions, request_fields, request_from
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Backoff, Priority
@@ -132,7 +130,7 @@ class Task(Generic[P, R]):
             return client.enqueue(self.name, payload, **given)
         from penstock.client.http import Client
 
-        with Client(os.environ.get("PENSTOCK_SERVER") or DEFAULT_SERVER) as own:
+        with Client() as own:
             return own.enqueue(self.name, payload, **given)
 
     def payload_of(self, *args: Any, **kwargs: Any) -> Any:
@@ -154,10 +152,10 @@ class Task(Generic[P, R]):
 
 
 def default_client() -> AsyncClient:
-    """See :func:`penstock.client.http_async.default_client`. A worker whose handlers need none loads no HTTP client."""
+    """Of the server that ``PENSTOCK_SERVER`` names. A worker whose handlers need none loads no HTTP client."""
     from penstock.client import http_async
 
-    return http_async.default_client()
+    return http_async.AsyncClient()
 
 
 @overload

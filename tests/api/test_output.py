@@ -80,6 +80,15 @@ async def test_it_is_waited_for_until_the_attempt_ends(stored: Bench) -> None:
     assert await waiting == {"items": [], "next": 1, "ended": True}
 
 
+async def test_an_attempt_that_was_given_back_is_read_though_it_is_not_counted(stored: Bench) -> None:
+    about = await started(stored)
+    await tell(stored, about, 0, {"message": "not now"})
+    snoozed = {"type": "Snoozed", "job": "mine", "lease": about["lease"], "delay_ms": 60_000}
+    await stored.report(snoozed)
+    assert (await stored.job("mine"))["attempt"] == 0
+    assert said(await read(stored)) == ["not now"]
+
+
 async def test_what_there_is_none_of(stored: Bench, tmp_path: Path) -> None:
     await stored.enqueue(id="mine")
     for address, code in (

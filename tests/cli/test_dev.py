@@ -94,9 +94,12 @@ class TestJobs:
         assert "1 accepted, 1 not" in done.out
         assert "type" in done.out
 
-    def test_many_must_be_objects(self, ask: Run):
-        refused = ask("enqueue", "--bulk", stdin=b'{"type":"greet"}\n[1]\n')
-        assert (refused.code, "line 2 is not a JSON object" in refused.err) == (2, True)
+    def test_lines_that_are_no_jobs_keep_no_other_from_its_way(self, ask: Run):
+        done = ask("enqueue", "--bulk", stdin=b'[1]\n{"type":"greet"}\n{"typ":3}\n{"type":"greet"}\n')
+        assert (done.code, "2 accepted, 2 not" in done.out) == (1, True)
+        assert "line 1 is not a JSON object" in done.out
+        assert "line 3: unknown option 'typ'" in done.out
+        assert "2 of 4 jobs were not accepted" in done.err
 
     def test_lists_have_filters_and_pages(self, ask: Run):
         for number in range(3):

@@ -15,7 +15,7 @@ import pytest
 from penstock.client import calls
 from penstock.client.calls import Answer, Call, Calls, Pause, error_of
 from penstock.client.http import Client
-from penstock.client.http_async import AsyncClient, default_client
+from penstock.client.http_async import AsyncClient
 from penstock.schemas import errors
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -345,10 +345,12 @@ class TestStream:
             next(client.stream_lines(Call("GET", "/x")))
 
 
-async def test_the_default_client_asks_the_server_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+async def test_without_an_address_the_environments_server_is_asked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PENSTOCK_SERVER", "http://elsewhere:1/")
-    async with default_client() as client:
+    async with AsyncClient() as client:
         assert client.server == "http://elsewhere:1"
+    with Client() as client, Client("http://given:2") as given:
+        assert (client.server, given.server) == ("http://elsewhere:1", "http://given:2")
     monkeypatch.delenv("PENSTOCK_SERVER")
-    async with default_client() as client:
+    async with AsyncClient() as client:
         assert client.server == "http://127.0.0.1:8700"

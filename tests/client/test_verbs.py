@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from penstock.schemas import events as ev
 from penstock.schemas.changes import Changes, decode_changes
 from penstock.schemas.codec import decode_line, encode_line
 from penstock.schemas.errors import Conflict, JobNotFound
+from penstock.schemas.ids import home_of, home_of_key
 from tests.client.test_http import Server, job, problem, run_both
 
 ABOUT: dict[str, Any] = {"id": "x", "job": "j", "of": "e", "not_after": 9}
@@ -66,9 +68,20 @@ def test_a_repeat_is_known_by_its_key(verb: str, monkeypatch: pytest.MonkeyPatch
 def test_a_clone_has_its_id_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "FIRST_PAUSE_MS", 1)
     server = Server(problem(503, "log_unavailable"), job())
-    run_both(server, lambda client: client.clone("a"))
+    run_both(server, lambda client: client.clone("a", concurrency_key="k"))
     assert server.bodies[0] == server.bodies[1]
-    assert server.bodies[0]["id"]
+    assert server.bodies[0]["id"].endswith("~k")
+
+
+@pytest.mark.parametrize("key", [None, "acc 1"])
+def test_a_clone_lives_where_the_concurrency_key_of_the_first_job_does(key: str | None) -> None:
+    server = Server(job(concurrency_key=key))
+    run_both(server, lambda client: client.clone("a"))
+    for asked, cloned in (server.requests[:2], server.requests[2:]):
+        assert (asked.method, cloned.method) == ("GET", "POST")
+        body = json.loads(cloned.content)
+        assert body.get("concurrency_key") == key
+        assert home_of(body["id"]) == (body["id"] if key is None else home_of_key(key))
 
 
 @pytest.mark.parametrize(
