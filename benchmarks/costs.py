@@ -32,9 +32,9 @@ def costs(broker: Broker, plan: Plan) -> Iterator[Table]:
             for index, system in systems[:: -1 if turn % 2 else 1]:
                 with system.round():
                     for name, kind in KINDS[turn % len(KINDS) :] + KINDS[: turn % len(KINDS)]:
-                        rates = drain(system, plan.jobs, kind)
-                        found.setdefault((name, index), []).append(rates)
-                        print(f"  {name}, {index}: drained {rates[1]:,.0f}/s", flush=True)
+                        measured = drain(system, plan.jobs, kind)
+                        found.setdefault((name, index), []).append(measured)
+                        print(f"  {name}, {index}: drained {measured[1]:,.0f}/s", flush=True)
     table = Table(
         "costs",
         f"What a job has, and what that costs: drain of {plan.jobs:,} no-op jobs",
@@ -42,6 +42,9 @@ def costs(broker: Broker, plan: Plan) -> Iterator[Table]:
         "An id of one's own and a unique key have each bulk call wait for the fold's verdict on every job.",
     )
     for name, _ in KINDS:
-        rates = [one for index, _ in INDEXES for one in reversed(list(zip(*found[name, index], strict=True)))]
+        rates: list[tuple[float, ...]] = []
+        for index, _ in INDEXES:
+            enqueued, drained = zip(*found[name, index], strict=True)
+            rates += [drained, enqueued]
         table.add(name, map(rate, rates), map(median, rates))
     yield table

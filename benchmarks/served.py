@@ -43,12 +43,14 @@ def item_of(kind: str, number: int) -> dict[str, Any]:
     if kind == "flaky":
         return {"type": kind, "payload": {"number": number}, "backoff": SOON}
     if kind in ("searched", "tagged"):
-        item = {
+        item: dict[str, Any] = {
             "type": kind,
             "payload": {"number": number, "to": f"user{number}@example.org"},
             "tags": [f"group-{number % 1_000:03d}"],
         }
-        return {**item, "priority": "high" if number % 2 else "normal"} if kind == "searched" else item
+        if kind == "searched":
+            item["priority"] = "high" if number % 2 else "normal"
+        return item
     if kind == "named":
         return {"type": "noop", "id": uuid.uuid4().hex}
     if kind == "unique":

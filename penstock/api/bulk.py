@@ -26,7 +26,7 @@ from penstock.api.http import (
     chunks,
     read_body,
 )
-from penstock.api.intake import CONCURRENCY_RULES, UNIQUE_RULES, Intake, Prepared, settled, trace_of
+from penstock.api.intake import Intake, Prepared, settled, trace_of
 from penstock.api.models import BulkAnswer, BulkItem, decode_jobs
 from penstock.api.problems import field_errors
 from penstock.client.idgen import new_ids
@@ -101,7 +101,8 @@ class _Call:
 
     async def _check_rules(self, parts: dict[int, list[tuple[int, Prepared]]]) -> None:
         """Take out what the log does not know yet."""
-        for version in (UNIQUE_RULES, CONCURRENCY_RULES):
+        versions = {one.needs_rules for items in parts.values() for _, one in items}
+        for version in sorted(versions - {1}):
             asked = {
                 partition: version
                 for partition, items in parts.items()

@@ -224,17 +224,15 @@ class Intake:
     async def _lacking(self, needed: Mapping[int, int]) -> tuple[int, int] | None:
         """One of these partitions that does not follow what is needed, and the rules that it follows."""
         known = self._deps.known_rules
-        if all(known.get(partition, 1) >= version for partition, version in needed.items()):
+
+        def lacking() -> tuple[int, int] | None:
+            followed = ((partition, known.get(partition, 1)) for partition in needed)
+            return next((one for one in followed if one[1] < needed[one[0]]), None)
+
+        if lacking() is None:
             return None
         known.update({status.partition: status.rules for status in await self._deps.read_model.status()})
-        return next(
-            (
-                (partition, known.get(partition, 1))
-                for partition, version in needed.items()
-                if known.get(partition, 1) < version
-            ),
-            None,
-        )
+        return lacking()
 
     async def verdicts(self, written: Sequence[tuple[Prepared, Position]]) -> list[VerdictView]:
         """What the fold made of lines, in order."""

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: msgspec reads these hints at run time.
 
+import contextlib
 from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
@@ -191,13 +192,11 @@ async def cancel(request: Request) -> Response:
 async def _job(request: Request) -> JobView:
     """The job that an operation is. Raises NotFound."""
     operation = str(request.path_params["id"])
-    try:
+    with contextlib.suppress(JobNotFound):
         job = await find_job(deps_of(request), operation)
-    except JobNotFound as error:
-        raise NotFound(f"There is no operation {operation[:200]!r}.") from error
-    if job.type != OPERATION:
-        raise NotFound(f"There is no operation {operation[:200]!r}.")
-    return job
+        if job.type == OPERATION:
+            return job
+    raise NotFound(f"There is no operation {operation[:200]!r}.")
 
 
 async def _view(deps: ApiDeps, job: JobView) -> OperationView:

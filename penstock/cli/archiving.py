@@ -42,7 +42,7 @@ def archiver_of(
     )
 
 
-def snapshots_of(settings: Settings, *, must_exist: bool = False) -> Snapshots | None:
+def snapshots_of(settings: Settings) -> Snapshots | None:
     """The snapshots in the settings; None where none are wanted. The log must reach back to the oldest that is kept."""
     if not settings.snapshots:
         return None
@@ -50,9 +50,7 @@ def snapshots_of(settings: Settings, *, must_exist: bool = False) -> Snapshots |
     from penstock.state.snapshots import Snapshots
 
     return Snapshots(
-        open_blobs(settings.snapshots, must_exist=must_exist),
-        every_s=settings.snapshot_every_s,
-        keep=settings.snapshot_keep,
+        open_blobs(settings.snapshots), every_s=settings.snapshot_every_s, keep=settings.snapshot_keep
     )
 
 

@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
-from penstock.cli.opening import on_log_or_server
+from penstock.cli.opening import TRIMMED, on_log_or_server
 from penstock.cli.server_log import ExportCut, export_call
 from penstock.cli.times import time_ms_of
 from penstock.log.namespace import Namespace
@@ -71,7 +71,7 @@ async def _tell_of_a_missing_beginning(
         if start > 0:
             typer.echo(
                 f"penstock: partition {number} begins at offset {start}: what came before is not in this export"
-                " (a trimmed log is read together with its archive, PENSTOCK_ARCHIVE)",
+                f" ({TRIMMED})",
                 err=True,
             )
 

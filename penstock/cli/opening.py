@@ -37,6 +37,10 @@ def log_of(settings: Settings, on_fatal: Callable[[BaseException], None] | None 
     return ArchivedLog(log, archive_of(settings))
 
 
+TRIMMED = "a trimmed log is read together with its archive, PENSTOCK_ARCHIVE"
+"""Where a log's beginning is missing: what to do."""
+
+
 def archive_of(settings: Settings, *, must_exist: bool = False) -> Archive:
     """The archive in the settings. Raises SettingsInvalid where none is set, and as ``open_blobs``."""
     from penstock.log.archive import Archive

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from penstock.cli.context import Cli, DataFolder, LogUrl, Output, Server, cli_of
-from penstock.cli.opening import on_log_or_server
+from penstock.cli.opening import TRIMMED, on_log_or_server
 from penstock.cli.server_log import decode_exported, export_call, exported_header, partition_statuses
 from penstock.cli.verification import Expected, PartitionProof, PartitionVerifier
 from penstock.log.namespace import Namespace
@@ -102,8 +102,7 @@ async def verify_log(log: Log, namespace: Namespace, data: Path) -> list[Partiti
         bounds = await log.bounds(topics.jobs, partition)
         if bounds.start > 0:
             verifier.proof.problems.append(
-                f"the log begins at offset {bounds.start}: its beginning is missing"
-                " (a trimmed log is read together with its archive, PENSTOCK_ARCHIVE)"
+                f"the log begins at offset {bounds.start}: its beginning is missing ({TRIMMED})"
             )
         silent = 0
         next_offset = bounds.start

@@ -17,34 +17,27 @@ def id_of_key(tenant: str, idempotency_key: str) -> str:
     return PREFIX + sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()[:40]
 
 
-def fixed_id(request: JobRequest, tenant: str) -> str | None:
-    """The id that a request fixes; None where any new one will do.
+def own_id(request: JobRequest, tenant: str) -> str:
+    """The id of the job that a request asks for: one that it fixes, or a new one.
 
     Raises:
         InvalidField: it gives an id and an idempotency key, an id that does not live where its unique or concurrency
             key does, or two such keys that have different homes.
     """
     home = _home(request)
+    at_home = "" if home is None else f"~{home}"
     if request.idempotency_key is not None:
         if request.id is not None:
             raise InvalidField("idempotency_key: give it or an id, not both", field="idempotency_key")
-        job_id = id_of_key(tenant, request.idempotency_key)
-        return job_id if home is None else f"{job_id}~{home}"
-    if request.id is not None and home is not None and home_of(request.id) != home:
+        return id_of_key(tenant, request.idempotency_key) + at_home
+    if request.id is None:
+        return new_id() + at_home
+    if home is not None and home_of(request.id) != home:
         raise InvalidField(
             f"id: a job with this unique or concurrency key is at home in {home!r}: end it in ~{home}",
             field="id",
         )
     return request.id
-
-
-def own_id(request: JobRequest, tenant: str) -> str:
-    """The id of the job that a request asks for. Raises as :func:`fixed_id`."""
-    job_id = fixed_id(request, tenant)
-    if job_id is not None:
-        return job_id
-    home = _home(request)
-    return new_id() if home is None else f"{new_id()}~{home}"
 
 
 def _home(request: JobRequest) -> str | None:

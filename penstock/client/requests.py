@@ -114,11 +114,15 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
         return Backoff(self.kind, self.base_ms, self.factor, max_ms, self.jitter)
 
 
+SharedKey = Annotated[str, Meta(min_length=1, max_length=256)]
+"""What several jobs name, and are at home with."""
+
+
 class UniqueRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job's unique key as a producer writes it. With ``period_ms`` it is held for that long, else until the job has
     ended, unless ``scope`` says otherwise."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=256)]
+    key: SharedKey
     scope: UniqueScope | None = None
     period_ms: Annotated[int, Meta(ge=1, le=MAX_DURATION_MS)] | None = None
     on_conflict: OnConflict | None = None
@@ -160,7 +164,7 @@ class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_attempts: Attempts | None = None
     backoff: BackoffRequest | None = None
     unique: UniqueRequest | None = None
-    concurrency_key: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    concurrency_key: SharedKey | None = None
     idempotency_key: IdempotencyKey | None = None
     trace: Short | None = None
 

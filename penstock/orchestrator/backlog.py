@@ -97,8 +97,8 @@ class Backlog:
 
     def call(self) -> None:
         """Jobs that were passed over wait here again where nobody has the turn of their concurrency key any more."""
-        for key, job in self.turns.called():
-            self.put_back(key, job)
+        for job in self.turns.called():
+            self.put_back(job.key, job)
 
     def lanes(self, rank: int) -> list[Lane]:
         """Lanes of one urgency that have jobs to give."""

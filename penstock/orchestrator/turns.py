@@ -86,9 +86,9 @@ class Turns:
             called.discard(job.key)
             self._free[name] = None
 
-    def called(self) -> list[tuple[str, Job]]:
+    def called(self) -> list[Job]:
         """Jobs that were passed over, and may be taken now. What was folded may be committed."""
-        found: list[tuple[str, Job]] = []
+        found: list[Job] = []
         for name in self._free:
             if name in self._has:
                 # Another was taken meanwhile, and calls them when it has ended.
@@ -97,14 +97,13 @@ class Turns:
             first = self._first_of_lanes(name)
             if not first:
                 del self._passed[name]
-            for key, job in first.items():
-                if key not in called:
-                    called.add(key)
-                    found.append((key, job))
+            again = [job for job in first if job.key not in called]
+            called.update(job.key for job in again)
+            found += again
         self._free.clear()
         return found
 
-    def _first_of_lanes(self, name: bytes) -> dict[str, Job]:
+    def _first_of_lanes(self, name: bytes) -> list[Job]:
         rows = self._by_rows(name)
         if rows is None:
             self._commit()
@@ -116,7 +115,7 @@ class Turns:
                 known = rows.get(lane)
                 if known is None or job.order < known.order:
                     rows[lane] = job
-        return {job.key: job for job in rows.values()}
+        return list(rows.values())
 
     def _by_rows(self, name: bytes) -> dict[Lane, Job] | None:
         """The first ready job of each lane by the committed rows; None where too many of these are stale."""

@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -175,13 +176,23 @@ def _open_jobs(server: str) -> int:
     return sum(jobs for state, jobs in states.items() if state not in ("succeeded", "cancelled"))
 
 
+Line = tuple[tuple[int, ...], str, dict[str, Any]]
+"""Where a line of a job's history stands, the job's id, and the line as it is shown."""
+
+
+def applied_lines(server: str, jobs: Iterable[str]) -> list[Line]:
+    """Of the jobs of these ids, job by job."""
+    return [
+        (tuple(map(int, item["position"].split(":"))), job, item)
+        for job in jobs
+        for item in ask("GET", f"{server}/api/v1/jobs/{job}/history").json["items"]
+        if item["outcome"] == "applied"
+    ]
+
+
 def _check_key(server: str, key: str, jobs: list[dict[str, Any]]) -> None:
     """No two jobs held the key at one time: told from the lines of all of them, in the order of the log."""
-    lines: list[tuple[tuple[int, ...], str, dict[str, Any]]] = []
-    for job in jobs:
-        for item in ask("GET", f"{server}/api/v1/jobs/{job['id']}/history").json["items"]:
-            if item["outcome"] == "applied":
-                lines.append((tuple(map(int, item["position"].split(":"))), job["id"], item))
+    lines = applied_lines(server, [job["id"] for job in jobs])
     holder, scope = "", ""
     # What ends the one comes before what begins with the other, where both are one line.
     lines.sort(key=lambda line: (line[0], line[2]["job"] == line[1]))

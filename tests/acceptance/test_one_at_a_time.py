@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.processes import Stack
-from tests.acceptance.test_many import ask, kill_in_turn, proven, started
+from tests.acceptance.test_many import applied_lines, ask, kill_in_turn, proven, started
 from tests.waiting import wait_for
 
 KEYS = 6
@@ -53,13 +53,9 @@ def test_jobs_of_one_key_run_one_at_a_time_while_everybody_is_killed(
 
 def _leased_at_once(server: str, jobs: list[Any]) -> int:
     """How many of them were leased at one time, at most: told from their lines, in the order of the log."""
-    lines: list[tuple[tuple[int, ...], str]] = []
-    for job in jobs:
-        for item in ask("GET", f"{server}/api/v1/jobs/{job}/history").json["items"]:
-            if item["outcome"] == "applied":
-                lines.append((tuple(map(int, item["position"].split(":"))), item["type"]))
+    lines = applied_lines(server, jobs)
     leased = most = 0
-    for _, kind in sorted(lines):
+    for kind in (item["type"] for _, _, item in sorted(lines, key=lambda line: line[0])):
         leased += (kind == "Leased") - (kind in ENDS)
         most = max(most, leased)
     assert leased == 0

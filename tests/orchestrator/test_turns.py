@@ -114,23 +114,25 @@ def test_one_that_no_worker_takes_holds_up_nobody() -> None:
     assert active(desk, "nobodys-1", "nobodys-2") == ["nobodys-1"]
 
 
-def test_one_that_is_cancelled_when_its_turn_has_come_passes_it_on() -> None:
+def desk_with_b_called() -> Desk:
+    """a has ended, b is called and not taken, for nobody has room, and c is passed over."""
     desk = desk_with("a", "b", "c")
     desk.settle("o", desk.heartbeat())
     desk.succeed(f"a~{KEY}")
-    # Nobody has room, so b is only called.
     desk.settle("o", desk.heartbeat(credits=0))
     assert state(desk, "b") == "ready"
+    return desk
+
+
+def test_one_that_is_cancelled_when_its_turn_has_come_passes_it_on() -> None:
+    desk = desk_with_b_called()
     cancel(desk, "b")
     desk.settle("o", desk.heartbeat())
     assert active(desk, "b", "c") == ["c"]
 
 
 def test_one_that_is_moved_where_no_worker_is_passes_its_turn_on() -> None:
-    desk = desk_with("a", "b", "c")
-    desk.settle("o", desk.heartbeat())
-    desk.succeed(f"a~{KEY}")
-    desk.settle("o", desk.heartbeat(credits=0))
+    desk = desk_with_b_called()
     about = {"job": f"b~{KEY}", "of": f"enq.b~{KEY}", "not_after": desk.now().log_ms + 1_000}
     assert desk.write(0, ev.Edited(id="m", changes=Raw(b'{"pool":"gpu"}'), **about)) == ["applied"]
     desk.settle("o", desk.heartbeat())
