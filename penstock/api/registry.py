@@ -99,7 +99,7 @@ class WorkerRegistry:
         return {
             (seen.heartbeat.pool, job_type)
             for seen in self.live()
-            if not seen.heartbeat.leaving
+            if seen.heartbeat.takes_more
             for job_type in seen.heartbeat.types
         }
 

@@ -109,6 +109,9 @@ class RemoteWorker:
 
     def drain(self, stop: bool) -> None:
         self._drain = stop
+        self.session.say_draining()
+        self._take_no_more("drained")
+        self._resize()
 
     # Fetching
 
@@ -284,12 +287,15 @@ class RemoteWorker:
     def close(self) -> None:
         """Answer every waiting fetch, and give back what was not handed out."""
         self._closed = True
+        self._take_no_more("surplus")
+
+    def _take_no_more(self, reason: str) -> None:
         for fetch in self._parked:
             if not fetch.granted.done():
                 fetch.granted.set_result([])
         self._parked.clear()
         for lease, _ in list(self._late.values()):
-            self._give_back(lease)
+            self._give_back(lease, reason)
 
     def _give_back(self, lease: HeldLease, reason: str = "surplus") -> None:
         self._late.pop(lease.id, None)

@@ -35,7 +35,7 @@ def _view(seen: Seen) -> WorkerView:
         via=heartbeat.via,
         host=heartbeat.host,
         version=heartbeat.version,
-        leaving=heartbeat.leaving,
+        leaving=not heartbeat.takes_more,
         last_seen=time_text(seen.heard_ms),
     )
 
@@ -72,7 +72,7 @@ async def _told(request: Request, *, stop: bool) -> Response:
             # It has left, and perhaps was started anew.
             return answer(msgspec.structs.replace(_view(seen), leaving=True))
         seen = known
-        if seen.heartbeat.leaving:
+        if not seen.heartbeat.takes_more:
             return answer(_view(seen))
         if time.monotonic() >= until_s:
             return answer(_view(seen), 202)

@@ -69,7 +69,8 @@ class Heartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
     ``credits`` is how many leases each orchestrator (by incarnation) may let this worker hold at once; an
     orchestrator that is not named has none. ``seq`` grows with every heartbeat of an incarnation. ``route``
     is the partition of the work and signals topics that reaches the worker. ``leaving`` true: it takes no
-    more and may be forgotten once it holds nothing.
+    more and may be forgotten once it holds nothing. ``draining`` true: it takes no more, told so by somebody,
+    and is still there (one that speaks HTTP, of which only its client knows when it leaves).
     """
 
     worker: str
@@ -92,11 +93,17 @@ class Heartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
     lease_ms: int = 30_000
     """How long a lease the worker wants."""
     leaving: bool = False
+    draining: bool = False
     host: str = ""
     version: str = ""
     busy: int = 0
     """Handlers running now."""
     at: int = 0
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the worker still takes jobs."""
+        return not (self.leaving or self.draining)
 
 
 class Echo(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):

@@ -110,6 +110,7 @@ class Session:
         self.concurrency = profile.concurrency
         self.busy = 0
         self.leaving = False
+        self.draining = False
         self.closed = False
         self._outlet = outlet
         self._wall_ms = wall_ms
@@ -173,6 +174,11 @@ class Session:
         if not self.leaving:
             self.leaving = True
             self.touch()
+
+    def say_draining(self) -> None:
+        """Tell that no more is taken, while whoever works here stays."""
+        self.draining = True
+        self.touch()
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         """Take a lease's outcome. Ignored if it has one, or is no longer held."""
@@ -369,8 +375,8 @@ class Session:
             worker=self.worker, incarnation=self.incarnation, via=self.via, seq=self._seq, pool=self.profile.pool,
             types=self.types, concurrency=self.concurrency, credits={} if self.leaving else granted, limits=limits,
             route=self.route, holding=tuple(self._holding(now_ms)) if full else (), partial=not full,
-            lease_ms=self.profile.lease_ms, leaving=self.leaving, host=self.profile.host,
-            version=self.profile.version, busy=self.busy, at=self._wall_ms(),
+            lease_ms=self.profile.lease_ms, leaving=self.leaving, draining=self.draining,
+            host=self.profile.host, version=self.profile.version, busy=self.busy, at=self._wall_ms(),
         )  # fmt: skip
 
     def heard(self, beat: Heartbeat, sent_ms: float) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from penstock import App, task
 from penstock.api import workers
+from penstock.api.remote_worker import RemoteWorker
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from tests.api.harness import Bench
@@ -38,6 +39,30 @@ async def test_a_worker_is_drained_and_stopped(whole: Bench, stop: bool) -> None
         assert (await whole.until(job["id"], "succeeded"))["result"] == "done"
         await asyncio.sleep(0.5)
         assert (await whole.job(waiting["id"]))["state"] == "ready"
+
+
+async def test_one_that_speaks_http_is_drained_at_once_and_keeps_what_it_has(whole: Bench) -> None:
+    job = await whole.enqueue()
+    [held] = await whole.fetch()
+    waiting = asyncio.create_task(whole.fetch(wait_ms=30_000))
+    remote = whole.deps.gateway.worker("w1", "")
+    assert isinstance(remote, RemoteWorker)
+    await until(lambda: remote.parked)
+    answer = await whole.http.post("/api/v1/workers/w1/drain")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["leaving"]
+    assert await asyncio.wait_for(waiting, 5) == []
+    late = await whole.enqueue()
+    assert await whole.fetch(wait_ms=500) == []
+    assert {"type": "Drain", "stop": False} in await whole.heartbeat(
+        {"lease": held["lease"], "job": held["id"]}
+    )
+    outcome = {"type": "Succeeded", "job": job["id"], "lease": held["lease"], "result": 1}
+    assert [item["outcome"] for item in await whole.report(outcome)] == ["applied"]
+    assert (await whole.job(late["id"]))["state"] == "ready"
+    [shown] = (await whole.http.get("/api/v1/workers")).json()["items"]
+    assert shown["leaving"]
+    assert not whole.deps.registry.handled()
 
 
 async def test_one_that_is_not_there_is_404(whole: Bench) -> None:
