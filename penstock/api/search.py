@@ -32,7 +32,7 @@ class SearchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     filter: FilterRequest = FilterRequest()
     sort: Sort = "-created_at"
     limit: Limit = 50
-    cursor: Cursor = ""
+    cursor: Cursor | None = None
     at: AtText | None = None
 
 
@@ -69,7 +69,7 @@ async def _found(deps: ApiDeps, asked: SearchRequest) -> JobList:
         filter=asked.filter.plain(),
         sort=asked.sort,
         limit=asked.limit,
-        cursor=asked.cursor,
+        cursor=asked.cursor or "",
         at=None if asked.at is None else await moment_of(deps, asked.at),
     )
     page = await searched(deps, wanted)

@@ -42,15 +42,21 @@ def archiver_of(
     )
 
 
-def snapshots_of(settings: Settings) -> Snapshots | None:
-    """The snapshots in the settings; None where none are wanted. The log must reach back to the oldest that is kept."""
+def snapshots_of(settings: Settings, *, must_exist: bool = False) -> Snapshots | None:
+    """The snapshots in the settings; None where none are wanted. The log must reach back to the oldest that is kept.
+
+    Raises:
+        NotFound: the folder must exist, and does not.
+    """
     if not settings.snapshots:
         return None
     from penstock.log.blobs import open_blobs
     from penstock.state.snapshots import Snapshots
 
     return Snapshots(
-        open_blobs(settings.snapshots), every_s=settings.snapshot_every_s, keep=settings.snapshot_keep
+        open_blobs(settings.snapshots, must_exist=must_exist),
+        every_s=settings.snapshot_every_s,
+        keep=settings.snapshot_keep,
     )
 
 

@@ -43,7 +43,9 @@ def search(
     state: Several = None,
     queue: Several = None,
     job_type: Annotated[list[str] | None, typer.Option("--type", help="May be given more than once.")] = None,
-    priority: Several = None,
+    priority: Annotated[
+        list[str] | None, typer.Option(help="critical, high, normal or low; may be given more than once.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; all that are given must be there.")] = None,
     worker: Several = None,
     unique_key: Annotated[str | None, typer.Option(help="Jobs with this unique key.")] = None,
@@ -57,7 +59,10 @@ def search(
     finished_before: Time = None,
     filter_json: FilterOption = None,
     sort: Annotated[
-        str, typer.Option(help="-created_at, finished_at, ...: a time; - the latest first.")
+        str,
+        typer.Option(
+            help="By created_at, scheduled_at, started_at, finished_at or updated_at; with - the latest first."
+        ),
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
     cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",

@@ -55,9 +55,9 @@ class SnapshotRow(msgspec.Struct, kw_only=True):
         )
 
 
-def opened(settings: Settings) -> Snapshots:
-    """The snapshots in the settings. Raises SettingsInvalid where none are set."""
-    found = snapshots_of(settings)
+def opened(settings: Settings, *, must_exist: bool = True) -> Snapshots:
+    """The snapshots in the settings. Raises SettingsInvalid without any, NotFound where the folder must exist."""
+    found = snapshots_of(settings, must_exist=must_exist)
     if found is None:
         raise SettingsInvalid("there are no snapshots: PENSTOCK_SNAPSHOTS is a folder or s3://bucket/prefix")
     return found
@@ -96,7 +96,7 @@ async def list_all(settings: Settings, kind: str | None, partition: int | None) 
 
 async def create(settings: Settings, kind: str | None, partition: int | None) -> list[SnapshotRow]:
     """Take one of every folder that is there. Raises StoreLocked: a role runs on it."""
-    snapshots = opened(settings)
+    snapshots = opened(settings, must_exist=False)
     rows: list[SnapshotRow] = []
     async with existing_log(settings) as (log, namespace):
         for folder, identity in _places(log, namespace, kind, partition):

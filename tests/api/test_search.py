@@ -250,7 +250,7 @@ class TestPages:
     async def test_a_cursor_is_of_its_sort(self, api: Bench) -> None:
         for _ in range(3):
             await api.enqueue()
-        cursor = (await found(api, sort="created_at", limit=1))["next_cursor"]
+        cursor = (await found(api, sort="created_at", limit=1, cursor=None))["next_cursor"]
         answer = await api.http.post("/api/v1/jobs/search", json={"sort": "-created_at", "cursor": cursor})
         assert answer.status_code == 422
         assert answer.json()["code"] == "invalid_cursor"

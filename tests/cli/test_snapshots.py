@@ -36,6 +36,11 @@ def test_taken_lost_and_restored_by_hand(
 ) -> None:
     monkeypatch.setenv("PENSTOCK_SNAPSHOTS", "snapshots")
     monkeypatch.setenv("PENSTOCK_DATA", str(filled))
+    for asked in ("list", "restore", "prune"):
+        refused = run("snapshot", asked)
+        assert (refused.code, "There is no folder 'snapshots'" in refused.err) == (4, True)
+    assert not (tmp_path / "snapshots").exists()
+    Path("snapshots").mkdir()
     assert run("snapshot", "list").out == "there are no snapshots\n"
     assert run("snapshot", "restore").code == 4
     taken = run("snapshot", "create", "--output", "json")
