@@ -14,6 +14,8 @@ The names are imported when they are first used, so that a process that runs no 
 
 from __future__ import annotations
 
+import atexit
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from penstock.workers.values import Cancel, PartError, Partial, Retry, Snooze
 
 __version__ = "0.1.0"
+
+# Types of msgspec's structs corrupt memory where the interpreter collects them at its end (msgspec issue 717, in 0.22
+# still), and a program that did all it should ends with a segmentation fault. What is frozen is not collected.
+atexit.register(gc.freeze)
 
 __all__ = [
     "App",

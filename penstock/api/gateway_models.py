@@ -66,10 +66,22 @@ class FetchedJob(Struct, frozen=True, kw_only=True):
     """Version of the rules that the job's partition follows; ``Snoozed`` and outcomes in part need 2."""
 
 
+class GatewaySignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no
+    more; with ``stop``, leave."""
+
+    type: str
+    job: str = ""
+    lease: str = ""
+    reason: str = ""
+    stop: bool = False
+
+
 class Fetched(Struct, frozen=True):
-    """The jobs granted; empty when none came in time."""
+    """The jobs granted; empty when none came in time. Of ``signals`` it has ``Drain`` only."""
 
     jobs: list[FetchedJob]
+    signals: list[GatewaySignal] = []
 
 
 class ProgressedReport(
@@ -217,17 +229,6 @@ class HeartbeatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     worker: WorkerName
     leases: Leases = []
     incarnation: Short = ""
-
-
-class GatewaySignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``CancelJob``: stop it and report. ``LeaseGone``: stop it, its outcome would be refused. ``Drain``: fetch no
-    more; with ``stop``, leave."""
-
-    type: str
-    job: str = ""
-    lease: str = ""
-    reason: str = ""
-    stop: bool = False
 
 
 class HeartbeatAnswer(Struct, frozen=True):

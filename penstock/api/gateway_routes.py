@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -66,7 +67,9 @@ async def fetch_jobs(request: Request) -> Response:
     if not leases:
         wait_ms = max(LEAST_WAIT_MS, min(asked.wait_ms, MOST_WAIT_MS))
         leases = await _wait(request, worker, types, asked.max, wait_ms)
-    return answer(Fetched([_job(lease, deps) for lease in leases]))
+    return answer(
+        Fetched([_job(lease, deps) for lease in leases], msgspec.convert(worker.drained, list[GatewaySignal]))
+    )
 
 
 async def _wait(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from penstock.api.deps import ApiDeps
-from penstock.api.lookup import shown_job
+from penstock.api.lookup import find_job, shown_job
 from penstock.api.models import JobQuery
 from penstock.core.job_state import TERMINAL
 from penstock.projections.port import JobView
@@ -42,7 +42,7 @@ async def awaited_job(
     partition = partition_of(job_id, deps.topics.partitions)
     known = known_positions.get(partition)
     pause_ms = PAUSE_MS[0]
-    first = view = await shown_job(deps, job_id)
+    first = view = await find_job(deps, job_id)
     async with deps.parked.wait():
         while not _is_awaited(asked, first, view, known):
             end = (await deps.log.bounds(deps.topics.jobs, partition)).end

@@ -22,7 +22,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import msgspec
 from msgspec import Raw, Struct
@@ -42,6 +42,7 @@ from penstock.schemas.ids import operation_event, partition_of
 from penstock.schemas.position import Position
 from penstock.workers.app import App
 from penstock.workers.context import Context
+from penstock.workers.errors import NonRetryable
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import Task
@@ -75,6 +76,16 @@ class Order(Struct, frozen=True, kw_only=True, omit_defaults=True):
     changes: dict[str, Any] = {}
     """Of the verb's event, beside its envelope."""
     dry_run: bool = False
+
+
+def order_in(job: JobView) -> Order | None:
+    """What a job asks for that is an operation; None for any other, also one that was only called so on the log."""
+    if job.type != OPERATION:
+        return None
+    try:
+        return msgspec.json.decode(cast("Any", job.payload), type=Order)
+    except msgspec.ValidationError:
+        return None
 
 
 class Tally(Struct, kw_only=True):
@@ -245,7 +256,10 @@ class OperationWorker:
     ) -> dict[str, Any]:  # fmt: skip
         """The handler of such a job: its arguments are the fields of an :class:`Order`."""
         asked = {"action": action, "changes": changes or {}, "dry_run": dry_run, "ids": ids, "filter": filter}
-        order = msgspec.convert(asked, Order)
+        try:
+            order = msgspec.convert(asked, Order)
+        except msgspec.ValidationError as error:
+            raise NonRetryable(f"this is no operation: {error}") from error
         tally = msgspec.convert(ctx.checkpoint, Tally) if ctx.checkpoint else Tally()
         operator = Operator(self._deps, ctx.job_id, order, tally, resumed=ctx.attempt > 1)
         while await self._stepped(operator):

@@ -28,7 +28,7 @@ from penstock.api.intake import TENANT, Intake, trace_of
 from penstock.api.jobs import READ_HEADERS, wait_for
 from penstock.api.lookup import find_job
 from penstock.api.models import Cursor, Limit, ReadQuery
-from penstock.api.operating import OPERATION, Action, Order
+from penstock.api.operating import OPERATION, Action, Order, order_in
 from penstock.api.verbs import decided
 from penstock.client.requests import BackoffRequest, JobRequest, invalid_field, request_hash
 from penstock.client.verbs import VERBS
@@ -170,7 +170,7 @@ async def list_operations(request: Request) -> Response:
     page = await deps.read_model.list_jobs(
         JobsQuery(tenant=TENANT, type=OPERATION, limit=asked.limit, cursor=asked.cursor)
     )
-    views = [await _view(deps, job) for job in page.items]
+    views = [await _view(deps, job) for job in page.items if order_in(job) is not None]
     return answer(Operations(views, page.next_cursor, page.total))
 
 
@@ -194,13 +194,14 @@ async def _job(request: Request) -> JobView:
     operation = str(request.path_params["id"])
     with contextlib.suppress(JobNotFound):
         job = await find_job(deps_of(request), operation)
-        if job.type == OPERATION:
+        if order_in(job) is not None:
             return job
     raise NotFound(f"There is no operation {operation[:200]!r}.")
 
 
 async def _view(deps: ApiDeps, job: JobView) -> OperationView:
-    payload = msgspec.json.decode(cast("Any", job.payload), type=Order)
+    payload = order_in(job)
+    assert payload is not None, "only operations are shown"
     told = job.result if job.state == "succeeded" else job.checkpoint
     tally: dict[str, Any] = msgspec.json.decode(cast("Any", told)) or {}
     outcomes: dict[str, int] = tally.get("outcomes", {})

@@ -90,8 +90,7 @@ class WorkerRegistry:
         return [
             seen
             for _, seen in sorted(self._seen.items())
-            if (now - seen.heard_at) * 1_000 < SILENT_MS
-            and not (seen.heartbeat.leaving and not seen.heartbeat.holding)
+            if (now - seen.heard_at) * 1_000 < SILENT_MS and not _has_left(seen.heartbeat)
         ]
 
     def handled(self) -> set[tuple[str, str]]:
@@ -144,6 +143,10 @@ class WorkerRegistry:
                     reports = decode_reports(record.value)
                     self.hear([report for report in reports if isinstance(report, Heartbeat)], record.time_ms)
                 self.forget_silent()
+
+
+def _has_left(heartbeat: Heartbeat) -> bool:
+    return heartbeat.leaving and not heartbeat.holding and not heartbeat.draining
 
 
 def _older(heartbeat: Heartbeat, known: Heartbeat) -> bool:

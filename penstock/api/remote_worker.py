@@ -109,6 +109,7 @@ class RemoteWorker:
 
     def drain(self, stop: bool) -> None:
         self._drain = stop
+        # Also where it is to leave: only its client knows when it has.
         self.session.say_draining()
         self._take_no_more("drained")
         self._resize()
@@ -134,9 +135,10 @@ class RemoteWorker:
 
     async def wait(self, types: frozenset[str], most: int, wait_ms: int) -> list[HeldLease]:
         """Wait for grants; an empty list when none came in time."""
-        if self._closed or self._drain is not None:
+        if self._closed:
             return []
-        fetch = Fetch(types, most)
+        # A drained one waits all the same, for nothing: its client would ask without a pause.
+        fetch = Fetch(types, most if self._drain is None else 0)
         self._parked.append(fetch)
         self.wants(types)
         self._resize()
@@ -258,9 +260,12 @@ class RemoteWorker:
         for lease_id in [lease_id for lease_id in self._gone if lease_id not in told]:
             job, reason = self._gone.pop(lease_id)
             found.append(_signal("LeaseGone", job, lease_id, reason))
-        if self._drain is not None:
-            found.append({"type": "Drain", "stop": self._drain})
-        return found
+        return found + self.drained
+
+    @property
+    def drained(self) -> list[dict[str, Any]]:
+        """The signal that it is to take no more, once somebody has said so."""
+        return [] if self._drain is None else [{"type": "Drain", "stop": self._drain}]
 
     # Time
 

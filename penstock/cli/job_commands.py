@@ -11,8 +11,9 @@ import msgspec
 import typer
 
 from penstock.cli.context import Cli, Output, Server, cli_of
-from penstock.client.calls import Json, with_id
-from penstock.client.requests import JobOptions, fields_of
+from penstock.client.calls import Json
+from penstock.client.identity import with_id
+from penstock.client.requests import JobOptions
 from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError, ServerUnreachable
 
 JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
@@ -161,9 +162,12 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
                 f"--{name.replace('_', '-')} names one job: it does not go with --bulk", field=name
             )
     unread: list[Json] = []
+    numbers: list[int] = []
     with cli.client() as client:
-        result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults, unread))
-    items = [*result.items, *unread]
+        result = client.enqueue_many(_bulk_requests(sys.stdin.buffer, defaults, numbers, unread))
+    items: list[Json] = [{**item, "line": numbers[item["index"]]} for item in result.items]
+    items += unread
+    items.sort(key=lambda item: item["line"])
     others = [item for item in items if item.get("status") != "accepted"]
     if cli.printer.json:
         rejected = result.rejected + len(unread)
@@ -172,7 +176,9 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
         unknown = f", of {result.unknown} it is not known" if result.unknown else ""
         cli.printer.text(f"{result.accepted} accepted, {len(others) - result.unknown} not{unknown}")
         for item in others[:20]:
-            cli.printer.text(f"{item.get('id', '')} {item.get('status', '')}: {item.get('message', '')}")
+            cli.printer.text(
+                f"line {item['line']}, {item.get('id') or 'no id'}: {item['status']}: {item.get('message', '')}"
+            )
     if others:
         if result.unknown == len(others):
             raise SomeRejected(
@@ -182,21 +188,23 @@ def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> No
         raise SomeRejected(f"{len(others)} of {len(items)} jobs were not accepted, or may not have been")
 
 
-def _bulk_requests(stream: IO[bytes], defaults: dict[str, Any], unread: list[Json]) -> Iterator[Json]:
-    """The requests of an input, a line each. A line that is none goes to ``unread``, and stops no other."""
+def _bulk_requests(
+    stream: IO[bytes], defaults: dict[str, Any], numbers: list[int], unread: list[Json]
+) -> Iterator[Json]:
+    """The requests of an input, a line each, whose number goes to ``numbers``. A line that is none goes to ``unread``,
+    and stops no other."""
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:
             request = {**defaults, **msgspec.json.decode(line, type=dict[str, Any])}
-            fields_of(request)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = f"line {number} is not a JSON object: {error}"
-            unread.append({"status": "rejected", "code": MalformedJson.code, "message": message})
-        except InvalidField as error:
-            message = f"line {number}: {error.message}"
-            unread.append({"status": "rejected", "code": error.code, "message": message})
+            message = f"not a JSON object: {error}"
+            unread.append(
+                {"line": number, "status": "rejected", "code": MalformedJson.code, "message": message}
+            )
         else:
+            numbers.append(number)
             yield request
 
 

@@ -22,7 +22,8 @@ def trim(
     before: Annotated[
         str,
         typer.Option(
-            metavar="TIME", help="Only what is older than this (RFC 3339); else PENSTOCK_TRIM_AFTER."
+            metavar="TIME",
+            help="Only what is older than this (RFC 3339); else PENSTOCK_TRIM_AFTER. With neither, age is no limit.",
         ),
     ] = "",
     partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
@@ -31,10 +32,10 @@ def trim(
     log: LogUrl = None,
     data: DataFolder = None,
 ) -> None:
-    """Remove from the jobs log what is archived, old enough, and folded into every kept snapshot.
+    """Remove from the jobs log what is archived, old enough (--before), and folded into every kept snapshot.
 
     What goes is first read back from the archive, whole. History, exports and folds go on to find it there. Exit code 5
-    when nothing may go.
+    when nothing may go, and --dry-run was not given.
     """
     import asyncio
 

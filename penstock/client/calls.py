@@ -10,19 +10,20 @@ write carries ids that were made before it was first sent, so a repeat is a dupl
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import msgspec
 
-from penstock.client.idgen import new_id, new_id_of_key
-from penstock.client.requests import fields_of, plain, request_fields
+from penstock.client.bulk import NOTHING_SENT, BulkResult, Json, bulk_parts
+from penstock.client.identity import with_id
+from penstock.client.idgen import new_id
+from penstock.client.requests import plain, request_fields
 from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
 
-Json = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
@@ -32,8 +33,6 @@ KEY_HEADER = "idempotency-key"
 JSON_TYPE = "application/json"
 NDJSON_TYPE = "application/x-ndjson"
 
-BULK_LINES = 5_000
-BULK_BYTES = 4_000_000
 PAGE_JOBS = 200
 FIRST_PAUSE_MS = 100
 LONGEST_PAUSE_MS = 5_000
@@ -65,16 +64,6 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     unreached: str = ""
-
-
-class BulkResult(msgspec.Struct):
-    """What became of many jobs. ``items`` are the API's, in the order of the requests."""
-
-    accepted: int = 0
-    rejected: int = 0
-    unknown: int = 0
-    """Jobs of which the server could not say in time what became of them; send them again with their ids."""
-    items: list[Json] = []
 
 
 Steps = Generator["Call | Pause", "Answer | None", Any]
@@ -141,15 +130,13 @@ class Calls:
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> Generator[Any, Any, BulkResult]:
         """See :meth:`penstock.client.http.Client.enqueue_many`."""
         result = BulkResult()
-        for body in bulk_bodies(requests):
-            answer = yield from self.ask(
-                Call("POST", f"{API}/jobs/bulk", body=body, content_type=NDJSON_TYPE)
-            )
-            result.accepted += answer["accepted"]
-            result.rejected += answer["rejected"]
-            result.unknown += answer.get("unknown", 0)
-            before = len(result.items)
-            result.items.extend({**item, "index": before + item["index"]} for item in answer["items"])
+        for part in bulk_parts(requests):
+            answer = NOTHING_SENT
+            if part.body:
+                answer = yield from self.ask(
+                    Call("POST", f"{API}/jobs/bulk", body=part.body, content_type=NDJSON_TYPE)
+                )
+            result.add(part.result(answer))
         return result
 
     def change(self, job_id: str, verb: str, fields: Mapping[str, Any]) -> Generator[Any, Any, Json]:
@@ -382,27 +369,3 @@ def as_json(fields: Mapping[str, Any]) -> Json:
     """Plain JSON values of what was given; None counts as not given."""
     given = {name: value for name, value in fields.items() if value is not None}
     return cast("Json", msgspec.to_builtins(given, enc_hook=plain))
-
-
-def with_id(fields: Json) -> Json:
-    """The fields of a request with an id that a repeat will have too, unless they name one in another way."""
-    if "id" not in fields and "idempotency_key" not in fields:
-        unique = fields.get("unique")
-        key = cast("Json", unique).get("key") if isinstance(unique, dict) else fields.get("concurrency_key")
-        fields["id"] = new_id_of_key(key) if isinstance(key, str) else new_id()
-    return fields
-
-
-def bulk_bodies(requests: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """NDJSON bodies of bounded size, each request with an id of its own."""
-    lines: list[bytes] = []
-    size_bytes = 0
-    for request in requests:
-        line = _encode(with_id(fields_of(request)))
-        if lines and (len(lines) >= BULK_LINES or size_bytes + len(line) >= BULK_BYTES):
-            yield b"\n".join(lines)
-            lines, size_bytes = [], 0
-        lines.append(line)
-        size_bytes += len(line) + 1
-    if lines:
-        yield b"\n".join(lines)

@@ -16,7 +16,8 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.bulk import BulkResult
+from penstock.client.calls import Answer, Call, Calls, Json, Pause, error_of
 from penstock.client.event_stream import EVENTS, events_params, read_events
 from penstock.client.requests import CloneOptions, JobOptions
 from penstock.client.sending import (
@@ -81,7 +82,10 @@ class Client:
         return self._run(self._calls.enqueue(job_type, payload, options))
 
     def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
-        """Put many jobs on the log, each a mapping with ``type``, ``payload`` and options; sent in chunks."""
+        """Put many jobs on the log, each a mapping with ``type``, ``payload`` and options; sent in chunks.
+
+        One that is not allowed is rejected, as the result says, and stops no other.
+        """
         return self._run(self._calls.enqueue_many(requests))
 
     def cancel(self, job_id: str, reason: str = "") -> Json:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from penstock.client.calls import Answer, BulkResult, Call, Calls, Json, Pause, error_of
+from penstock.client.bulk import BULK_LINES, BulkResult
+from penstock.client.calls import Answer, Call, Calls, Json, Pause, error_of
 from penstock.client.event_stream import EVENTS, EventReader, events_params
 from penstock.client.requests import CloneOptions, JobOptions
 from penstock.client.sending import (
@@ -64,9 +65,20 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.enqueue`."""
         return await self._run(self._calls.enqueue(job_type, payload, options))
 
-    async def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> BulkResult:
-        """As :meth:`~penstock.client.http.Client.enqueue_many`."""
-        return await self._run(self._calls.enqueue_many(requests))
+    async def enqueue_many(
+        self, requests: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
+    ) -> BulkResult:
+        """As :meth:`~penstock.client.http.Client.enqueue_many`; an asynchronous generator may bring the requests."""
+        if not isinstance(requests, AsyncIterable):
+            return await self._run(self._calls.enqueue_many(requests))
+        result, chunk = BulkResult(), list[Mapping[str, Any]]()
+        async for request_given in requests:
+            chunk.append(request_given)
+            if len(chunk) == BULK_LINES:
+                result.add(await self._run(self._calls.enqueue_many(chunk)))
+                chunk = []
+        result.add(await self._run(self._calls.enqueue_many(chunk)))
+        return result
 
     async def cancel(self, job_id: str, reason: str = "") -> Json:
         """As :meth:`~penstock.client.http.Client.cancel`."""

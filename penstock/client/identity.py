@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any, cast
 
-from penstock.client.idgen import new_id
+from penstock.client.idgen import new_id, new_id_of_key
 from penstock.client.requests import JobRequest
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.ids import home_of, home_of_key
@@ -38,6 +39,19 @@ def own_id(request: JobRequest, tenant: str) -> str:
             field="id",
         )
     return request.id
+
+
+def with_id(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request with an id that a repeat will have too, unless they name one in another way."""
+    if "id" not in fields and "idempotency_key" not in fields:
+        unique = fields.get("unique")
+        key = (
+            cast("dict[str, Any]", unique).get("key")
+            if isinstance(unique, dict)
+            else fields.get("concurrency_key")
+        )
+        fields["id"] = new_id_of_key(key) if isinstance(key, str) else new_id()
+    return fields
 
 
 def _home(request: JobRequest) -> str | None:

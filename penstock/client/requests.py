@@ -7,6 +7,7 @@ The API decodes bodies into :class:`JobRequest`, clients build them with :func:`
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ _NAMED_FIELD = re.compile(r"field `([^`]*)`")
 _canonical = msgspec.json.Encoder(order="sorted").encode
 _decode = msgspec.json.Decoder().decode
 _NO_ADDRESS = frozenset({".", ".."})
+OWN_TYPES = "penstock."
+"""What types begin with that Penstock itself gives to jobs: operations, for one."""
 _DEFAULT_BACKOFF = Backoff()
 
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -232,7 +235,14 @@ def decode_request(body: bytes) -> tuple[JobRequest, str]:
         raise MalformedJson(f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedJson("the body is nested too deep") from error
-    return request_from(fields)
+    return somebodys(request_from(fields))
+
+
+def somebodys(asked: tuple[JobRequest, str]) -> tuple[JobRequest, str]:
+    """A request that comes from outside. Raises InvalidField: its type is one of Penstock's own."""
+    if asked[0].type.startswith(OWN_TYPES):
+        raise InvalidField(f"type: names that begin with {OWN_TYPES} are Penstock's own", field="type")
+    return asked
 
 
 def decode_requests(bodies: Sequence[bytes]) -> list[tuple[JobRequest, str]] | None:
@@ -249,7 +259,7 @@ def decode_requests(bodies: Sequence[bytes]) -> list[tuple[JobRequest, str]] | N
         requests = _convert_all(fields)
     except (MalformedJson, msgspec.DecodeError, RecursionError):
         return None
-    if any(request.id in _NO_ADDRESS for request in requests):
+    if any(request.id in _NO_ADDRESS or request.type.startswith(OWN_TYPES) for request in requests):
         return None
     return [(request, request_hash(sent)) for request, sent in zip(requests, fields, strict=True)]
 
@@ -325,15 +335,31 @@ def request_fields(
     for name, value in given.items():
         try:
             fields[name] = msgspec.to_builtins(value, str_keys=True, enc_hook=plain)
+            if not _is_finite(fields[name]):
+                raise ValueError("NaN and infinite numbers are no JSON")
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidField(f"{name}: {error}", field=name) from error
     return fields
 
 
-def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`request_fields` of one mapping with ``type``, ``payload`` and options."""
-    options = {name: value for name, value in request.items() if name not in ("type", "payload")}
-    return request_fields(str(request.get("type", "")), request.get("payload"), options)
+def _is_finite(value: Any) -> bool:
+    """Whether plain values have numbers that JSON can say, and no NaN or infinity, which would be written as null."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, cast("dict[Any, Any]", value).values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, cast("list[Any]", value)))
+    return True
+
+
+def fields_of(request: object) -> dict[str, Any]:
+    """:func:`request_fields` of one mapping with ``type``, ``payload`` and options. Raises InvalidField."""
+    if not isinstance(request, Mapping):
+        raise InvalidField("a job is a mapping with type and payload", field="$")
+    given = cast("Mapping[str, Any]", request)
+    options = {name: value for name, value in given.items() if name not in ("type", "payload")}
+    return request_fields(str(given.get("type", "")), given.get("payload"), options)
 
 
 def plain(value: Any) -> Any:

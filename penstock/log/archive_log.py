@@ -52,6 +52,9 @@ class ArchivedLog:
     async def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
         await self.live.ensure_topics(specs)
 
+    async def topic_names(self) -> frozenset[str]:
+        return await self.live.topic_names()
+
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> Appended:

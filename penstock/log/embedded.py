@@ -160,6 +160,10 @@ class EmbeddedLog:
         for topic in fresh:
             self._load_partitions(store, topic)
 
+    async def topic_names(self) -> frozenset[str]:
+        self._opened()
+        return frozenset(self._topics)
+
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> Appended:

@@ -84,6 +84,9 @@ class KafkaLog:
             self._specs[spec.name] = spec
             self._partitions[spec.name] = spec.partitions
 
+    async def topic_names(self) -> frozenset[str]:
+        return frozenset(await kafka_topics.partition_counts(self._opened(), self._options))
+
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> Appended:

@@ -67,6 +67,10 @@ class MemoryLog:
         self._check_open()
         self.topics.ensure(specs)
 
+    async def topic_names(self) -> frozenset[str]:
+        self._check_open()
+        return frozenset(self.topics.specs)
+
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> Appended:

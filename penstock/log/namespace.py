@@ -9,7 +9,7 @@ after it has misplaced a job. A namespace that is a copy says so in that line, a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -94,6 +94,8 @@ async def open_namespace(log: Log, topics: Topics, rules: int = newest(RULES)) -
             namespace=topics.namespace,
             copied_from=shape.copied_from,
         )
+    if shape.copy:
+        await _check_copy_is_there(log, topics)
     return Namespace(topics, shape.generation, shape.rules)
 
 
@@ -103,7 +105,9 @@ async def begin_namespace(log: Log, topics: Topics, shape: LogShape) -> LogShape
     Raises:
         TopicMismatch, LogUnavailable: see :func:`open_namespace`.
     """
-    await log.ensure_topics(topic_specs(topics))
+    specs = topic_specs(topics)
+    await _check_none_is_gone(log, topics, specs)
+    await log.ensure_topics(specs)
     if (await log.bounds(topics.control, 0)).end == 0:
         settings = msgspec.json.encode(_FirstSettings(shape))
         line = Configured(
@@ -111,6 +115,31 @@ async def begin_namespace(log: Log, topics: Topics, shape: LogShape) -> LogShape
         )
         await log.append(topics.control, 0, encode_line(line))
     return await read_shape(log, topics)
+
+
+async def _check_none_is_gone(log: Log, topics: Topics, specs: Sequence[TopicSpec]) -> None:
+    """Control's first line was written when every topic was there. One that is missing now had records."""
+    existing = await log.topic_names()
+    if topics.control not in existing or (await log.bounds(topics.control, 0)).end == 0:
+        return
+    for spec in specs:
+        if spec.durable and spec.name not in existing:
+            raise TopicMismatch(
+                f"topic {spec.name!r} was there and is gone, with all its records; no empty one is made in its place."
+                f" To begin anew, delete {topics.control!r} as well, and the folders of roles (PENSTOCK_DATA)",
+                topic=spec.name,
+            )
+
+
+async def _check_copy_is_there(log: Log, topics: Topics) -> None:
+    """Every partition of a copy begins with what was copied, or at least with the line that seals it."""
+    for number in range(topics.partitions):
+        if (await log.bounds(topics.jobs, number)).end == 0:
+            raise TopicMismatch(
+                f"partition {number} of {topics.jobs!r} is empty, though the log is a copy: the topic was made anew,"
+                " and its records are gone",
+                topic=topics.jobs,
+            )
 
 
 async def read_shape(log: Log, topics: Topics) -> LogShape:

@@ -128,6 +128,10 @@ class Log(Protocol):
         """
         ...
 
+    async def topic_names(self) -> frozenset[str]:
+        """The topics that there are, of whatever namespace. Raises LogUnavailable."""
+        ...
+
     async def append(
         self, topic: str, partition: int, value: bytes, *, key: bytes | None = None, headers: Headers = ()
     ) -> Appended:

@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -330,7 +331,10 @@ class Executor:
         return now_ms
 
     def _ends_runner(self, failure: BaseException) -> bool:
-        return isinstance(failure, KeyboardInterrupt | GeneratorExit) or (
+        if isinstance(failure, KeyboardInterrupt):
+            # Where somebody listens to Ctrl-C, this is none: the handler has raised it.
+            return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        return isinstance(failure, GeneratorExit) or (
             self._closing and isinstance(failure, asyncio.CancelledError)
         )
 

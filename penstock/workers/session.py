@@ -171,8 +171,8 @@ class Session:
 
     def stop_taking(self) -> None:
         """No more credits; what is held goes on."""
-        if not self.leaving:
-            self.leaving = True
+        if not self.leaving or self.draining:
+            self.leaving, self.draining = True, False
             self.touch()
 
     def say_draining(self) -> None:
@@ -288,6 +288,8 @@ class Session:
         """Take a signal to this worker."""
         if isinstance(signal, Drain):
             self.recipient.drain(signal.stop)
+            if not signal.stop:
+                self.say_draining()
             return
         if signal.incarnation != self.profile.incarnation or signal.via != self.via:
             return

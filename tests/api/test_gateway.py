@@ -379,7 +379,7 @@ async def test_a_drained_worker_gets_nothing_more(whole: Bench) -> None:
     assert worker is not None
     worker.session.signal(Drain(worker="w1", stop=True))
     await whole.enqueue()
-    assert await whole.fetch() == []
+    assert await whole.fetch(wait_ms=500) == []
     assert await whole.heartbeat() == [{"type": "Drain", "stop": True}]
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from penstock.schemas.codec import encode_line
+from penstock.schemas.events import Enqueued, Raw
+from penstock.schemas.ids import partition_of
 from tests.api.harness import Bench
 
 LONG_MS = 20_000
@@ -131,3 +134,13 @@ async def test_bad_questions(api: Bench, params: dict[str, str]) -> None:
 async def test_nobody_to_wait_for(api: Bench) -> None:
     asked = {"until": "finished", "wait_ms": "10000"}
     assert (await api.http.get("/api/v1/jobs/x", params=asked)).status_code == 404
+
+
+@pytest.mark.parametrize("rest", ["", "?until=finished&wait_ms=20000", "/result", "/history"])
+async def test_a_job_that_the_read_model_has_yet_to_fold_is_there(whole: Bench, rest: str) -> None:
+    for number in range(5):
+        job_id = f"early-{number}"
+        line = encode_line(Enqueued(id=f"e{number}", job=job_id, job_type="noop", payload=Raw(b"{}")))
+        await whole.log.append(whole.topics.jobs, partition_of(job_id, whole.topics.partitions), line)
+        asked = f"/api/v1/jobs/{job_id}{rest}".replace("20000", "1")
+        assert (await whole.http.get(asked)).status_code == (409 if rest == "/result" else 200)

@@ -11,6 +11,9 @@ import pytest
 
 from penstock.api import operating
 from penstock.api.operating import OPERATION, Operator
+from penstock.schemas.codec import encode_line
+from penstock.schemas.events import Enqueued, Raw
+from penstock.schemas.ids import partition_of
 from tests.api.harness import Bench
 from tests.waiting import PATIENCE_S, until
 
@@ -272,3 +275,20 @@ async def test_one_that_is_begun_again_changes_nothing_twice(
         assert [item["type"] for item in history if item["outcome"] == "applied"] == [
             "Enqueued", "CancelRequested"
         ]  # fmt: skip
+
+
+async def test_a_job_that_is_only_called_an_operation_is_none_and_stands_in_no_ones_way(whole: Bench) -> None:
+    refused = await whole.http.post("/api/v1/jobs", json={"type": OPERATION})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "type")
+    real = await done(whole, "cancel", ids=["nobody"])
+    clone = await whole.http.post(f"/api/v1/jobs/{real['id']}/clone")
+    assert clone.status_code == 422
+    for name, payload in (("bare", b"null"), ("odd", b'{"action":"bogus","ids":["x"]}')):
+        fields = {"job_type": OPERATION, "queue": OPERATION, "pool": OPERATION, "payload": Raw(payload)}
+        line = encode_line(Enqueued(id=f"e-{name}", job=name, max_attempts=3, **fields))
+        await whole.log.append(whole.topics.jobs, partition_of(name, whole.topics.partitions), line)
+        job = await whole.until(name, "dead")
+        assert (job["attempt"], len(job["errors"])) == (1, 1)
+        assert (await whole.http.get(f"/api/v1/operations/{name}")).status_code == 404
+    listed = await whole.http.get("/api/v1/operations")
+    assert (listed.status_code, [one["id"] for one in listed.json()["items"]]) == (200, [real["id"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -39,6 +40,11 @@ async def test_a_worker_is_drained_and_stopped(whole: Bench, stop: bool) -> None
         assert (await whole.until(job["id"], "succeeded"))["result"] == "done"
         await asyncio.sleep(0.5)
         assert (await whole.job(waiting["id"]))["state"] == "ready"
+        there = [
+            (one["id"], one["leaving"]) for one in (await whole.http.get("/api/v1/workers")).json()["items"]
+        ]
+        assert stop or there == [("w1", True)], "one that was only drained is still there"
+    assert not whole.deps.registry.live()
 
 
 async def test_one_that_speaks_http_is_drained_at_once_and_keeps_what_it_has(whole: Bench) -> None:
@@ -53,7 +59,11 @@ async def test_one_that_speaks_http_is_drained_at_once_and_keeps_what_it_has(who
     assert answer.json()["leaving"]
     assert await asyncio.wait_for(waiting, 5) == []
     late = await whole.enqueue()
-    assert await whole.fetch(wait_ms=500) == []
+    begun_s = time.monotonic()
+    body = {"worker": "w1", "types": ["noop"], "max": 1, "wait_ms": 500}
+    fetched = (await whole.http.post("/api/v1/worker/fetch", json=body)).json()
+    assert fetched == {"jobs": [], "signals": [{"type": "Drain"}]}
+    assert time.monotonic() - begun_s >= 0.5, "it is not asked for again without a pause"
     assert {"type": "Drain", "stop": False} in await whole.heartbeat(
         {"lease": held["lease"], "job": held["id"]}
     )
@@ -83,6 +93,7 @@ async def test_one_that_does_not_hear_is_202(whole: Bench, monkeypatch: pytest.M
         await until(whole.deps.registry.live)
         monkeypatch.setattr(type(worker), "drain", lambda self, stop: None)
         monkeypatch.setattr(type(transport), "stop_taking", lambda self: None)
+        monkeypatch.setattr(type(transport.session), "say_draining", lambda self: None)
         answer = await whole.http.post("/api/v1/workers/deaf/drain")
         assert answer.status_code == 202
         assert not answer.json()["leaving"]

@@ -97,8 +97,8 @@ class TestJobs:
     def test_lines_that_are_no_jobs_keep_no_other_from_its_way(self, ask: Run):
         done = ask("enqueue", "--bulk", stdin=b'[1]\n{"type":"greet"}\n{"typ":3}\n{"type":"greet"}\n')
         assert (done.code, "2 accepted, 2 not" in done.out) == (1, True)
-        assert "line 1 is not a JSON object" in done.out
-        assert "line 3: unknown option 'typ'" in done.out
+        assert "line 1, no id: rejected: not a JSON object" in done.out
+        assert "line 3, no id: rejected: unknown option 'typ'" in done.out
         assert "2 of 4 jobs were not accepted" in done.err
 
     def test_lists_have_filters_and_pages(self, ask: Run):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable
+import math
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from penstock.client import calls
+from penstock.client import bulk, calls, http_async
 from penstock.client.calls import Answer, Call, Calls, Pause, error_of
 from penstock.client.http import Client
 from penstock.client.http_async import AsyncClient
@@ -290,7 +291,7 @@ class TestReads:
 
 class TestMany:
     def test_many_jobs_go_in_chunks(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(calls, "BULK_LINES", 2)
+        monkeypatch.setattr(bulk, "BULK_LINES", 2)
 
         def handler(request: httpx.Request) -> httpx.Response:
             lines = request.content.split(b"\n")
@@ -307,9 +308,9 @@ class TestMany:
             assert [item["index"] for item in result.items] == [0, 1, 2, 3, 4]
 
     def test_a_chunk_has_a_size(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(calls, "BULK_BYTES", 300)
-        bodies = list(calls.bulk_bodies({"type": "t", "payload": "x" * 100} for _ in range(4)))
-        assert [body.count(b"\n") + 1 for body in bodies] == [1, 1, 1, 1]
+        monkeypatch.setattr(bulk, "BULK_BYTES", 300)
+        parts = list(bulk.bulk_parts({"type": "t", "payload": "x" * 100} for _ in range(4)))
+        assert [part.body.count(b"\n") + 1 for part in parts] == [1, 1, 1, 1]
 
     def test_none_is_no_call(self):
         server = Server(job())
@@ -319,11 +320,50 @@ class TestMany:
         ]
         assert not server.requests
 
-    def test_a_bad_request_is_told_before_it_is_sent(self):
-        server = Server(job())
-        found = run_both(server, lambda client: client.enqueue_many([{"type": "t", "quue": 1}]))
-        assert [type(one) for one in found] == [errors.InvalidField] * 2
-        assert not server.requests
+    def test_bad_ones_are_told_and_stop_no_other(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(bulk, "BULK_LINES", 2)
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            ids = [json.loads(line)["id"] for line in request.content.split(b"\n")]
+            items = [{"index": number, "status": "accepted", "id": name} for number, name in enumerate(ids)]
+            return httpx.Response(200, json={"accepted": len(ids), "rejected": 0, "items": items})
+
+        good = [{"type": "t", "id": f"j{number}"} for number in range(4)]
+        requests: list[Any] = [
+            {"type": "t", "quue": 1},
+            *good[:3],
+            "x",
+            {"type": "t", "payload": {"a": math.nan}},
+            good[3],
+        ]
+        for result in run_both(handler, lambda client: client.enqueue_many(requests)):
+            assert (result.accepted, result.rejected, result.unknown) == (4, 3, 0)
+            assert [item["index"] for item in result.items] == list(range(7))
+            assert [item.get("id", item.get("code")) for item in result.items] == [
+                "invalid_field", "j0", "j1", "j2", "invalid_field", "invalid_field", "j3",
+            ]  # fmt: skip
+            assert result.items[0]["errors"][0]["field"] == "quue"
+        [none, _] = run_both(handler, lambda client: client.enqueue_many(["x"]))
+        assert (none.accepted, none.rejected) == (0, 1)
+
+    async def test_an_asynchronous_generator_brings_them(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(http_async, "BULK_LINES", 2)
+        sizes: list[int] = []
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            count = request.content.count(b"\n") + 1
+            sizes.append(count)
+            items = [{"index": number, "status": "accepted", "id": "j"} for number in range(count)]
+            return httpx.Response(200, json={"accepted": count, "rejected": 0, "items": items})
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            for _ in range(5):
+                yield {"type": "t"}
+
+        async with AsyncClient(SERVER, transport=httpx.MockTransport(handler)) as client:
+            result = await client.enqueue_many(requests())
+        assert (result.accepted, [item["index"] for item in result.items]) == (5, [0, 1, 2, 3, 4])
+        assert sizes == [2, 2, 1]
 
 
 class TestStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -295,3 +296,19 @@ def test_what_was_not_given_takes_no_room_on_the_line():
         id="enq.j", at=7, job="j", job_type="t", request_hash="h", queue="default", pool="default",
         priority="normal", max_attempts=5, backoff=Backoff(),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", [math.nan, {"a": [1.5, -math.inf]}, {"a": {"b": math.inf}}])
+def test_numbers_that_json_has_not_are_refused_and_not_made_null(payload: Any) -> None:
+    with pytest.raises(InvalidField, match="payload: NaN and infinite"):
+        request_fields("t", payload)
+
+
+@pytest.mark.parametrize("name", ["penstock.operation", "penstock.x"])
+def test_types_of_penstocks_own_are_nobody_elses(name: str) -> None:
+    body = msgspec.json.encode({"type": name})
+    with pytest.raises(InvalidField, match="Penstock's own") as caught:
+        decode_request(body)
+    assert caught.value.details["field"] == "type"
+    assert decode_requests([body]) is None
+    assert decode_requests([msgspec.json.encode({"type": "penstocks"})]) is not None

@@ -48,6 +48,12 @@ async def test_records_come_back_in_order_with_all_that_was_given(log: Log, topi
     assert {(record.topic, record.partition) for record in records} == {(topic, 1)}
 
 
+async def test_topics_are_named(log: Log, topic: str) -> None:
+    names = await log.topic_names()
+    assert topic in names
+    assert f"{topic}.not" not in names
+
+
 async def test_bounds_begin_empty_and_follow_appends(log: Log, topic: str) -> None:
     assert await log.bounds(topic, 0) == (0, 0)
     appended = await log.append(topic, 0, b"x")

@@ -15,6 +15,7 @@ from aiokafka.errors import OutOfOrderSequenceNumber
 
 from penstock.log.kafka import KafkaLog
 from penstock.log.kafka_topics import wanted_settings
+from penstock.log.namespace import open_namespace
 from penstock.log.port import TopicSpec
 from penstock.schemas.errors import (
     AppendRefused,
@@ -23,6 +24,7 @@ from penstock.schemas.errors import (
     RecordTooLarge,
     TopicMismatch,
 )
+from penstock.schemas.topics import Topics
 from tests.kafka_broker import Broker
 from tests.log.reading import read, take
 from tests.waiting import PATIENCE_S
@@ -228,3 +230,21 @@ async def until_appended(log: KafkaLog, value: bytes) -> int:
             return (await log.append("jobs", 0, value)).offset
         except (AppendRefused, AppendUnknown):
             await asyncio.sleep(0.05)
+
+
+async def test_a_jobs_topic_that_was_deleted_is_not_made_anew(
+    kafka_bootstrap: str, unique_namespace: str
+) -> None:
+    topics = Topics(unique_namespace, partitions=2, work_partitions=1, worker_partitions=1)
+    async with KafkaLog(kafka_bootstrap) as log:
+        await open_namespace(log, topics)
+    async with admin_of(kafka_bootstrap) as admin:
+        await admin.delete_topics([topics.jobs])
+    async with KafkaLog(kafka_bootstrap) as log:
+        for _ in range(100):
+            if topics.jobs not in await log.topic_names():
+                break
+            await asyncio.sleep(0.1)
+        with pytest.raises(TopicMismatch, match="was there and is gone"):
+            await open_namespace(log, topics)
+        assert topics.jobs not in await log.topic_names()

@@ -67,6 +67,8 @@ async def test_a_control_topic_that_says_something_else_first(log: MemoryLog, va
 
 async def test_a_copy_is_closed_until_it_is_sealed(log: MemoryLog) -> None:
     assert await begin_namespace(log, TOPICS, COPY) == COPY
+    for number in range(TOPICS.partitions):
+        await log.append(TOPICS.jobs, number, b"copied")
     with pytest.raises(LogCopying, match="copied from topic of log cluster"):
         await open_namespace(log, TOPICS)
     await seal_namespace(log, TOPICS, LogShape(2, 3, "another"), 1)
@@ -117,3 +119,33 @@ async def test_only_what_is_said_from_now_on_is_heard(log: MemoryLog) -> None:
     await open_namespace(log, TOPICS)
     await log.append(TOPICS.signals, 0, encode_messages([Beat(orchestrator="o", incarnation="i")]))
     assert (await listen(log, TOPICS, 20)).names() == []
+
+
+@pytest.mark.parametrize("name", [TOPICS.jobs, TOPICS.quarantine])
+async def test_a_topic_that_is_gone_is_not_made_anew(log: MemoryLog, name: str) -> None:
+    await open_namespace(log, TOPICS)
+    del log.topics.specs[name]
+    for _ in range(2):
+        with pytest.raises(TopicMismatch, match=f"'{name}' was there and is gone"):
+            await open_namespace(log, TOPICS)
+    assert name not in await log.topic_names()
+
+
+async def test_topics_of_hints_may_be_made_anew(log: MemoryLog) -> None:
+    await open_namespace(log, TOPICS)
+    del log.topics.specs[TOPICS.signals]
+    await open_namespace(log, TOPICS)
+    assert TOPICS.signals in await log.topic_names()
+
+
+async def test_a_copy_whose_topic_was_made_anew_is_refused(log: MemoryLog) -> None:
+    shape = await begin_namespace(log, TOPICS, COPY)
+    for number in range(TOPICS.partitions):
+        await log.append(TOPICS.jobs, number, b"copied")
+    await seal_namespace(log, TOPICS, shape, shape.rules)
+    assert (await open_namespace(log, TOPICS)).generation == COPY.generation
+    empty = MemoryLog()
+    await begin_namespace(empty, TOPICS, COPY)
+    await seal_namespace(empty, TOPICS, shape, shape.rules)
+    with pytest.raises(TopicMismatch, match=r"partition 0 of .* is empty, though the log is a copy"):
+        await open_namespace(empty, TOPICS)

@@ -141,6 +141,10 @@ class SimLog:
         await self._asked()
         self.world.topics.ensure(specs)
 
+    async def topic_names(self) -> frozenset[str]:
+        await self._asked()
+        return frozenset(self.world.topics.specs)
+
     async def bounds(self, topic: str, partition: int) -> Bounds:
         await self._asked()
         return self.world.topics.bounds(topic, partition)

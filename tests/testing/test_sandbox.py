@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -26,6 +30,7 @@ from penstock import (
 )
 from penstock.schemas.errors import Conflict, InvalidField, JobNotFound, UniqueConflict
 from penstock.testing import ANYTHING, HandlerFailed, Sandbox
+from tests.waiting import PATIENCE_S
 
 sent: list[str] = []
 threads: set[str] = set()
@@ -377,3 +382,22 @@ def test_dependencies_have_stand_ins_and_processes_are_threads() -> None:
         sandbox.drain()
         assert sandbox.job(job["id"])["result"] == "select 1 on a fake"
     assert any(name.startswith("penstock-handler") for name in threads)
+
+
+def test_a_program_that_used_it_ends_in_good_order(tmp_path: Path) -> None:
+    # With this allocator whoever uses memory that is not there any more dies of it, every time.
+    (tmp_path / "uses.py").write_text(
+        "from penstock import App, task\n"
+        "from penstock.testing import Sandbox\n"
+        "@task\n"
+        "def hello(name: str) -> str:\n"
+        "    return name\n"
+        "with Sandbox(App(hello)) as sandbox:\n"
+        "    sandbox.client.enqueue('hello', {'name': 'a'})\n"
+        "    print(sandbox.drain(), len(sandbox.jobs(state=['succeeded'])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "uses.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
+        env={**os.environ, "PYTHONMALLOC": "debug"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1 1\n"), done.stderr[-2_000:]

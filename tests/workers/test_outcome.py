@@ -80,7 +80,16 @@ class Cyclic:
         return {"again": self}
 
 
-@pytest.mark.parametrize("value", [object(), {"a": object()}, "\ud800", Cyclic(), nested(MAX_BODY_DEPTH + 1)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {"a": object()},
+        "\ud800",
+        Cyclic(),
+        nested(MAX_BODY_DEPTH + 1),
+    ],
+)
 def test_results_that_it_cannot(value: object) -> None:
     outcome = returned_value(value)
     assert isinstance(outcome, Errored)

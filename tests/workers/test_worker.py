@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import signal
 import threading
 import time
 from contextlib import AsyncExitStack
@@ -89,6 +90,8 @@ async def fails(how: str) -> None:
             raise ValueError("bad \ud800 text")
         case "exit":
             raise SystemExit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
         case "cancelled":
             raise asyncio.CancelledError
         case _:
@@ -490,3 +493,13 @@ async def test_a_runner_lets_others_have_the_loop_however_short_its_jobs_are() -
         await until(lambda: len(transport.outcomes) == 30)
         assert turns - before > 3
         ticking.cancel()
+
+
+async def test_a_handler_that_raises_what_ctrl_c_does_costs_its_own_attempt_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        assert (await failure("interrupt")).error.code == "KeyboardInterrupt"
+    finally:
+        signal.signal(signal.SIGINT, before)
