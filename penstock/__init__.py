@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Types of msgspec's structs corrupt memory where the interpreter collects them at its end (msgspec issue 717, in 0.22
-# still), and a program that did all it should ends with a segmentation fault. What is frozen is not collected.
+# Types of msgspec's structs corrupt memory where the interpreter collects them at its end (a known bug, in 0.22 still),
+# and a program that did all it should ends with a segmentation fault. What is frozen is not collected.
 atexit.register(gc.freeze)
 
 __all__ = [

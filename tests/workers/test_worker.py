@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import signal
 import threading
 import time
 from contextlib import AsyncExitStack
@@ -131,6 +130,7 @@ async def test_a_handler_says_when_to_try_again() -> None:
     [
         ("surrogate", "ValueError"),
         ("exit", "SystemExit"),
+        ("interrupt", "KeyboardInterrupt"),
         ("cancelled", "CancelledError"),
         ("long", "ValueError"),
     ],
@@ -493,13 +493,3 @@ async def test_a_runner_lets_others_have_the_loop_however_short_its_jobs_are() -
         await until(lambda: len(transport.outcomes) == 30)
         assert turns - before > 3
         ticking.cancel()
-
-
-async def test_a_handler_that_raises_what_ctrl_c_does_costs_its_own_attempt_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        assert (await failure("interrupt")).error.code == "KeyboardInterrupt"
-    finally:
-        signal.signal(signal.SIGINT, before)
