@@ -144,7 +144,8 @@ def verify_archive(
     cli = cli_of(ctx, output, archive=archive)
     found = asyncio.run(_verify(cli, partition))
     if not found:
-        raise NotFound(f"Nothing of {cli.settings.topics.jobs} is archived in {cli.settings.archive!r}.")
+        what = cli.settings.topics.jobs if partition is None else f"{cli.settings.topics.jobs}-{partition}"
+        raise NotFound(f"Nothing of {what} is archived in {cli.settings.archive!r}.")
     if cli.printer.json:
         cli.printer.value([msgspec.structs.asdict(one) for one in found])
         return

@@ -17,7 +17,7 @@ from penstock.cli.server_log import ExportCut, export_call
 from penstock.cli.times import time_ms_of
 from penstock.log.namespace import Namespace
 from penstock.log.port import Log
-from penstock.schemas.errors import DigestMismatch, InvalidField
+from penstock.schemas.errors import DigestMismatch, InvalidField, NotFound
 from penstock.schemas.ids import partition_of
 from penstock.state.audit import export, verify_export
 
@@ -121,6 +121,8 @@ def _writing(file: Path | None) -> Generator[IO[bytes], None, None]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if not file.parent.is_dir():
+        raise NotFound(f"There is no folder {str(file.parent)!r}.")
     part = file.with_name(f".{file.name}.part")
     try:
         with part.open("wb") as stream:
@@ -140,6 +142,8 @@ def verify_file(
 ) -> None:
     """Compute an export's hash chain anew. Exit code 7 when it is not whole or was changed."""
     cli = cli_of(ctx, output)
+    if file != STDIN and not Path(file).is_file():
+        raise NotFound(f"There is no file {file!r}.")
     if file == STDIN:
         report = verify_export(sys.stdin.buffer)
     else:

@@ -33,6 +33,8 @@ _LOG_APPEND_TIME = 1
 class _Bounds(Protocol):
     async def bounds(self, topic: str, partition: int) -> port.Bounds: ...
 
+    async def topic_names(self) -> frozenset[str]: ...
+
 
 class KafkaTail:
     """See :class:`penstock.log.port.Tail`."""
@@ -118,7 +120,9 @@ class KafkaTail:
         if records:
             self._answers.clear()
         elif not self._dirty:  # else the consumer does not know yet what is followed
-            self._check_silence(consumer, time.monotonic() - started - max_wait_ms / 1000)
+            silent = self._silent(consumer, time.monotonic() - started - max_wait_ms / 1000)
+            if silent is not None:
+                raise await self._unheard_of(silent)
         return records
 
     def _assign(self, consumer: Any) -> None:
@@ -129,8 +133,8 @@ class KafkaTail:
             consumer.seek(where, offset)
         self._answers.clear()
 
-    def _check_silence(self, consumer: Any, late_s: float) -> None:
-        """Raise when a partition has been waited for longer than ``silence_ms`` and no broker answered about it.
+    def _silent(self, consumer: Any, late_s: float) -> TopicPartition | None:
+        """A partition that has been waited for longer than ``silence_ms``, and no broker answered about it.
 
         Measured on the monotonic clock, by whether the consumer's stamps change: wall clocks jump. ``late_s`` is how
         much later than asked for the poll returned. A process that was stopped meanwhile has answers that it has not
@@ -146,10 +150,18 @@ class KafkaTail:
             if seen is None or seen[0] != stamp:
                 self._answers[where] = (stamp, now_s)
             elif (now_s - seen[1]) * 1000 >= limit_ms:
-                raise LogUnavailable(
-                    f"No broker has answered about {where.topic}-{where.partition} for {limit_ms} ms.",
-                    topic=where.topic, partition=where.partition,
-                )  # fmt: skip
+                return where
+        return None
+
+    async def _unheard_of(self, where: TopicPartition) -> LogUnavailable:
+        """What to say of a partition about which no broker answers any more."""
+        said = (
+            f"No broker has answered about {where.topic}-{where.partition} for {self._options.silence_ms} ms."
+        )
+        with contextlib.suppress(LogUnavailable):
+            if where.topic not in await self._log.topic_names():
+                said = f"Topic {where.topic!r} is gone: it was deleted."
+        return LogUnavailable(said, topic=where.topic, partition=where.partition)
 
     async def _out_of_range(self) -> None:
         for where, offset in list(self._positions.items()):

@@ -111,7 +111,8 @@ async def records_between(
     begin = (await log.bounds(topic, partition)).start
     if start < begin:
         raise OffsetTrimmed(
-            f"{topic}-{partition} begins at offset {begin}; {start} is needed: history is missing."
+            f"{topic}-{partition} begins at offset {begin}; {start} is needed: history is missing. What was trimmed is"
+            " read from the archive (PENSTOCK_ARCHIVE)."
         )
     next_offset, silent = start, 0
     async with log.tail({(topic, partition): start}) as tail:

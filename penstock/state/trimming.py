@@ -110,8 +110,10 @@ class Trimming:
             if kept:
                 oldest = min(kept, key=lambda manifest: manifest.next_offset)
                 offset = max(0, oldest.last_offset)
-                reason = f"the oldest kept snapshot of the {kind}, {oldest.name}, has folded the record at {offset}"
-                limits.append(Limit("snapshot", offset, reason))
+                name = f"the oldest kept snapshot of the {kind}, {oldest.name},"
+                limits.append(
+                    Limit("snapshot", offset, f"{name} has folded only up to the record at {offset}")
+                )
             elif await snapshots.partitions(kind):
                 limits.append(Limit("snapshot", 0, f"there is no snapshot of the {kind} of this partition"))
         return limits or [Limit("snapshot", 0, "there is no snapshot of this partition")]

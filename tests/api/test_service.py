@@ -77,7 +77,7 @@ async def test_nothing_that_only_waits_holds_up_the_end(whole: Bench) -> None:
         await until(lambda: whole.deps.gateway.parked == 1 and len(whole.deps.parked) == 1)
         whole.deps.stop()
         fetched, read = await asyncio.wait_for(asyncio.gather(fetching, reading), 20)
-        assert (fetched.status_code, fetched.json()) == (200, {"jobs": []})
+        assert (fetched.status_code, fetched.json()) == (200, {"jobs": [], "signals": []})
         assert (read.status_code, read.json()["code"]) == (503, "read_model_unavailable")
         late = await http.get(f"{service.address}/api/v1/jobs/x", params=ahead)
         assert late.status_code == 503

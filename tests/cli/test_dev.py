@@ -183,6 +183,8 @@ class TestLog:
         ask("enqueue", "greet", '{"name":"x"}', "--wait")
         assert ask("audit", "export", "-o", "log.ndjson").code == 0
         assert ask("audit", "verify", "log.ndjson").code == 0
+        for nowhere in (("verify", "none.ndjson"), ("export", "--file", "none/log.ndjson")):
+            assert ask("audit", *nowhere).code == 4
         data = (tmp_path / "log.ndjson").read_bytes()
         piped = ask("audit", "verify", "-", "--output", "json", stdin=data)
         assert (piped.code, piped.json["ok"]) == (0, True)

@@ -235,7 +235,7 @@ async def until_appended(log: KafkaLog, value: bytes) -> int:
 async def test_a_jobs_topic_that_was_deleted_is_not_made_anew(
     kafka_bootstrap: str, unique_namespace: str
 ) -> None:
-    topics = Topics(unique_namespace, partitions=2, work_partitions=1, worker_partitions=1)
+    topics = Topics(unique_namespace, partitions=2, work_partitions=2, worker_partitions=1)
     async with KafkaLog(kafka_bootstrap) as log:
         await open_namespace(log, topics)
     async with admin_of(kafka_bootstrap) as admin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, repeat
 from typing import Any
 
 import pytest
@@ -48,6 +48,11 @@ class _Consumer:
 class _Bounds:
     async def bounds(self, topic: str, partition: int) -> Bounds:
         raise AssertionError("nobody asks")
+
+    names = frozenset({"jobs"})
+
+    async def topic_names(self) -> frozenset[str]:
+        return self.names
 
 
 def _tail(stamps: Iterator[int | None]) -> tuple[KafkaTail, _Consumer]:
@@ -94,3 +99,12 @@ async def test_a_process_that_was_stopped_listens_again_before_it_complains() ->
     assert await tail.poll(POLL_MS) == []
     with pytest.raises(LogUnavailable):
         await _poll_for(tail, 20 * SILENCE_MS)
+
+
+async def test_a_topic_that_was_deleted_is_told_from_brokers_that_are_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Bounds, "names", frozenset({"signals"}))
+    tail, _ = _tail(repeat(None))
+    with pytest.raises(LogUnavailable, match="Topic 'jobs' is gone"):
+        await _poll_for(tail, 10 * SILENCE_MS)
