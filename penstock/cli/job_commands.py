@@ -79,7 +79,14 @@ def enqueue(
     ] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,
+    backoff: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Between attempts: {"kind": "fixed", "base_ms": 1000}, ...'),
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given more than once.")] = None,
+    metadata: Annotated[
+        str | None, typer.Option(metavar="JSON", help="An object that goes along with the job.")
+    ] = None,
     bulk: Annotated[
         bool,
         typer.Option(
@@ -98,6 +105,7 @@ def enqueue(
     options = {
         "id": job_id, "queue": queue, "pool": pool, "priority": priority, "delay_ms": delay_ms, "run_at": run_at,
         "expires_at": expires_at, "max_attempts": max_attempts, "timeout_ms": timeout_ms, "tags": tag,
+        "backoff": json_of(backoff, "--backoff"), "metadata": json_of(metadata, "--metadata"),
         "idempotency_key": idempotency_key, "concurrency_key": concurrency_key,
         "unique": _unique(unique_key, scope=unique_scope, period_ms=unique_period_ms, on_conflict=on_conflict),
     }  # fmt: skip
@@ -145,13 +153,18 @@ def _unique(key: str | None, **options: Any) -> dict[str, Any] | None:
 
 def payload_of(text: str | None) -> Any:
     """A payload as it was typed, or from stdin. Raises MalformedJson."""
+    return json_of(sys.stdin.buffer.read() if text == STDIN else text, "the payload")
+
+
+def json_of(text: str | bytes | None, what: str) -> Any:
+    """A value as it was typed; None if none was. Raises MalformedJson."""
     if text is None:
         return None
-    data = sys.stdin.buffer.read() if text == STDIN else text.encode("utf-8", "surrogateescape")
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedJson(f"the payload is not JSON: {error}") from error
+        raise MalformedJson(f"{what} is not JSON: {error}") from error
 
 
 def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> None:

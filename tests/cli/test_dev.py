@@ -59,13 +59,18 @@ class TestJobs:
         ask(
             "enqueue", "greet", '{"name":"x"}', "--id", job_id, "--queue", "q1", "--priority", "high", "--delay-ms",
             "3600000", "--max-attempts", "7", "--timeout-ms", "99", "--expires-at", "2099-01-01T00:00:00Z",
+            "--metadata", '{"by":"me"}', "--backoff", '{"kind":"fixed","base_ms":1}',
         )  # fmt: skip
         job = ask("jobs", "get", job_id, "--output", "json").json
         wanted = {
             "queue": "q1", "priority": "high", "state": "scheduled", "max_attempts": 7, "timeout_ms": 99,
-            "expires_at": "2099-01-01T00:00:00.000Z",
+            "expires_at": "2099-01-01T00:00:00.000Z", "metadata": {"by": "me"},
         }  # fmt: skip
         assert {name: job[name] for name in wanted} == wanted
+        [enqueued] = ask("jobs", "history", job_id, "--output", "json").json
+        assert (enqueued["backoff"]["kind"], enqueued["backoff"]["base_ms"]) == ("fixed", 1)
+        refused = ask("enqueue", "greet", "--metadata", "{")
+        assert (refused.code, "--metadata is not JSON" in refused.err) == (2, True)
 
     def test_the_same_id_with_another_body_is_refused(self, ask: Run):
         job_id = new_id()
