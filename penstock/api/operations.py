@@ -128,7 +128,7 @@ def _order(asked: OperationRequest) -> Order:
     wanted = None if asked.filter is None else asked.filter.plain()
     return Order(
         action=asked.action,
-        ids=asked.ids,
+        ids=None if asked.ids is None else list(dict.fromkeys(asked.ids)),
         filter=wanted,
         changes=dict(_changes(asked)),
         dry_run=asked.dry_run,

@@ -92,7 +92,7 @@ async def test_cancel_by_filter(whole: Bench) -> None:
 async def test_by_ids_each_with_its_outcome(whole: Bench) -> None:
     first, second, third = await some(whole, 3)
     await whole.http.post(f"/api/v1/jobs/{second}/cancel")
-    told = await done(whole, "hold", ids=[first, second, third, "unknown"])
+    told = await done(whole, "hold", ids=[first, second, third, "unknown", first])
     assert told["outcomes"] == {"applied": 2, "illegal": 1, "unknown_job": 1}
     assert told["matched"] == told["total"] == 4
     found = await items(whole, told, limit=2)
