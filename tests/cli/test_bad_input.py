@@ -52,7 +52,7 @@ NOWHERE = "http://127.0.0.1:9"
         ("audit export --since yesterday", 2, "RFC 3339"),
         ("audit export --until 2026-01-01T00:00:00", 2, "no time zone"),
         ("audit export --job a --partition 1", 2, "give one of them"),
-        ("audit verify nope.ndjson", 1, "nope.ndjson: No such file"),
+        ("audit verify nope.ndjson", 4, "There is no file 'nope.ndjson'"),
         ("audit verify -", 7, "line"),
         ("quarantine list", 6, "does not answer"),
         ("quarantine redrive x", 2, "is not a position"),

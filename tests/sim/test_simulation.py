@@ -19,7 +19,7 @@ from tests.sim.worlds import WHOLE_EVERY, play
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = int(os.environ.get("SIM_SEEDS", "1200"))
-CHUNK = 20
+CHUNK = 25
 CHUNKS = 4
 
 FLOOR = {
@@ -88,7 +88,7 @@ def test_seeds(chunk: int) -> None:
 
 def test_no_more_of_a_limited_type_run_at_once() -> None:
     """One of them does not stop when it is told to."""
-    played = play(30_076)
+    played = play(30_080)
     assert not played.found, played.found
     assert played.stats["limited handlers"] > 3
     assert played.stats["handler deaf"]
