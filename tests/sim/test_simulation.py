@@ -75,6 +75,7 @@ OPERATED_FLOOR = {
 }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_seeds(chunk: int) -> None:
     total: Counter[str] = Counter()
