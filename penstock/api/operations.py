@@ -119,7 +119,7 @@ async def start(request: Request) -> Response:
     taken = await intake.take(intake.prepare(wanted, hashed, deps.now_ms(), trace_of(request)))
     deps.operations.set()
     headers = {"Location": f"/api/v1/operations/{taken.view.id}", POSITION_HEADER: str(taken.position)}
-    return answer(await _view(deps, taken.view), 202, headers)
+    return answer(await _view(deps, taken.view, order), 202, headers)
 
 
 def _order(asked: OperationRequest) -> Order:
@@ -160,7 +160,7 @@ def _in_args(error: InvalidField) -> InvalidField:
 async def get(request: Request) -> Response:
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
-    return answer(await _view(deps, await _job(request)))
+    return answer(await _view(deps, *await _operation(request)))
 
 
 async def list_operations(request: Request) -> Response:
@@ -170,7 +170,8 @@ async def list_operations(request: Request) -> Response:
     page = await deps.read_model.list_jobs(
         JobsQuery(tenant=TENANT, type=OPERATION, limit=asked.limit, cursor=asked.cursor)
     )
-    views = [await _view(deps, job) for job in page.items if order_in(job) is not None]
+    found = ((job, order_in(job)) for job in page.items)
+    views = [await _view(deps, job, order) for job, order in found if order is not None]
     return answer(Operations(views, page.next_cursor, page.total))
 
 
@@ -178,34 +179,33 @@ async def items(request: Request) -> Response:
     deps = deps_of(request)
     asked = query(request, OperationsQuery)
     await wait_for(request, deps, asked)
-    job = await _job(request)
+    job, _ = await _operation(request)
     page = await deps.read_model.operated(job.id, asked.limit, asked.cursor)
     return answer(OperationItems(page.items, page.next_cursor, page.counts))
 
 
 async def cancel(request: Request) -> Response:
-    await _job(request)
+    _, order = await _operation(request)
     job, position = await decided(request, VERBS["cancel"])
-    return answer(await _view(deps_of(request), job), 200, {POSITION_HEADER: str(position)})
+    return answer(await _view(deps_of(request), job, order), 200, {POSITION_HEADER: str(position)})
 
 
-async def _job(request: Request) -> JobView:
-    """The job that an operation is. Raises NotFound."""
+async def _operation(request: Request) -> tuple[JobView, Order]:
+    """The job that an operation is, and what it asks for. Raises NotFound."""
     operation = str(request.path_params["id"])
     with contextlib.suppress(JobNotFound):
         job = await find_job(deps_of(request), operation)
-        if order_in(job) is not None:
-            return job
+        order = order_in(job)
+        if order is not None:
+            return job, order
     raise NotFound(f"There is no operation {operation[:200]!r}.")
 
 
-async def _view(deps: ApiDeps, job: JobView) -> OperationView:
-    payload = order_in(job)
-    assert payload is not None, "only operations are shown"
+async def _view(deps: ApiDeps, job: JobView, order: Order) -> OperationView:
     told = job.result if job.state == "succeeded" else job.checkpoint
     tally: dict[str, Any] = msgspec.json.decode(cast("Any", told)) or {}
     outcomes: dict[str, int] = tally.get("outcomes", {})
-    if not payload.dry_run:
+    if not order.dry_run:
         # The log's own count, whoever worked on it and however often that began.
         folded = (await deps.read_model.operated(job.id, 1)).counts
         outcomes = {
@@ -214,9 +214,9 @@ async def _view(deps: ApiDeps, job: JobView) -> OperationView:
         }
     return OperationView(
         id=job.id,
-        action=payload.action,
+        action=order.action,
         state=job.state,
-        dry_run=payload.dry_run,
+        dry_run=order.dry_run,
         matched=max(tally.get("matched", 0), sum(outcomes.values())),
         total=tally.get("total") if job.state != "succeeded" else tally.get("matched"),
         outcomes=outcomes,

@@ -177,8 +177,9 @@ class Session:
 
     def say_draining(self) -> None:
         """Tell that no more is taken, while whoever works here stays."""
-        self.draining = True
-        self.touch()
+        if not self.draining:
+            self.draining = True
+            self.touch()
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:
         """Take a lease's outcome. Ignored if it has one, or is no longer held."""
