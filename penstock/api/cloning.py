@@ -34,6 +34,8 @@ _AS_IT_IS = (
     "metadata",
     "timeout_ms",
     "concurrency_key",
+    "batch",
+    "workflow",
 )
 _AS_IT_BEGAN = ("max_attempts", "backoff")
 _NONE = (b"null", b"[]")

@@ -55,6 +55,8 @@ class EventsQuery(Struct, frozen=True):
     worker: ShortText | None = None
     unique_key: ShortText | None = None
     concurrency_key: ShortText | None = None
+    batch: CheckedName | None = None
+    workflow: CheckedName | None = None
     id_prefix: ShortText | None = None
 
 

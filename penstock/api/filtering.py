@@ -44,6 +44,8 @@ class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags: Names | None = None
     tags_any: Names | None = None
     worker: Workers | None = None
+    batch: Names | None = None
+    workflow: Names | None = None
     unique_key: ShortText | None = None
     concurrency_key: ShortText | None = None
     id_prefix: ShortText | None = None
@@ -85,7 +87,9 @@ def given_in(parameters: Struct, others: Collection[str]) -> dict[str, Any]:
     }
 
 
-_SEVERAL = frozenset({"state", "queue", "pool", "type", "priority", "tags", "tags_any", "worker"})
+_SEVERAL = frozenset(
+    {"state", "queue", "pool", "type", "priority", "tags", "tags_any", "worker", "batch", "workflow"}
+)
 
 
 def _plain(name: str, value: Any) -> Any:

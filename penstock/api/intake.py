@@ -43,9 +43,14 @@ TENANT = "default"
 ACTOR = "api"
 """Whom the lines say they are from."""
 
-UNIQUE_RULES = 3
-CONCURRENCY_RULES = 4
-"""The rules that brought these keys: under older ones they would be passed over in silence."""
+_BROUGHT = {
+    5: ("batches and workflows", ("batch", "workflow")),
+    4: ("concurrency keys", ("concurrency_key",)),
+    3: ("unique keys", ("unique",)),
+}
+"""What versions of the rules brought, and its fields, newest first: under older ones it would be passed over in
+silence."""
+_SINCE = [(name, version) for version, (_, names) in _BROUGHT.items() for name in names]
 
 RULES_EVERY_S = 0.05
 
@@ -78,9 +83,7 @@ class Prepared(Struct, frozen=True, gc=False):
     @property
     def needs_rules(self) -> int:
         """The lowest version of the rules that knows what is asked for."""
-        if "concurrency_key" in self.fields:
-            return CONCURRENCY_RULES
-        return UNIQUE_RULES if "unique" in self.fields else 1
+        return next((version for name, version in _SINCE if name in self.fields), 1)
 
 
 class Taken(NamedTuple):
@@ -214,10 +217,10 @@ class Intake:
             partition, version = lacking
             # A log that was made with them comes to them as soon as somebody leads.
             if self._deps.made_with < needed[partition] or time.monotonic() >= until_s:
-                kind = "unique" if needed[partition] == UNIQUE_RULES else "concurrency"
+                wanted = needed[partition]
                 raise Conflict(
-                    f"{kind} keys need rules {needed[partition]}, and partition {partition} follows rules {version}:"
-                    f" see penstock rules activate {needed[partition]}"
+                    f"{_BROUGHT[wanted][0]} need rules {wanted}, and partition {partition} follows rules {version}:"
+                    f" see penstock rules activate {wanted}"
                 )
             await asyncio.sleep(RULES_EVERY_S)
 

@@ -22,6 +22,8 @@ def events(
     queue: Annotated[str, typer.Option(help="Only of jobs of this queue.")] = "",
     job_type: Annotated[str, typer.Option("--type", help="Only of jobs of this type.")] = "",
     tag: Annotated[str, typer.Option(help="Only of jobs with this tag.")] = "",
+    batch: Annotated[str, typer.Option(help="Only of jobs of this batch.")] = "",
+    workflow: Annotated[str, typer.Option(help="Only of jobs of this workflow.")] = "",
     after: Annotated[
         str, typer.Option(metavar="TOKEN", help="Go on behind this event or write; from now on if empty.")
     ] = "",
@@ -33,7 +35,10 @@ def events(
     cli = cli_of(ctx, output, server=server)
     told = 0
     with cli.client() as client:
-        filters = {"types": types, "job": job, "queue": queue, "type": job_type, "tags": tag}
+        filters = {
+            "types": types, "job": job, "queue": queue, "type": job_type, "tags": tag, "batch": batch,
+            "workflow": workflow,
+        }  # fmt: skip
         for event in client.events(after=after, reconnect=True, **filters):
             if cli.printer.json:
                 cli.printer.line(event)

@@ -77,6 +77,8 @@ def enqueue(
     concurrency_key: Annotated[
         str | None, typer.Option(help="Of the jobs with this key one runs at a time, the others wait.")
     ] = None,
+    batch: Annotated[str | None, typer.Option(help="Name of what it is put in with.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Name of what it is a step of.")] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Longest run of one attempt.")] = None,
     backoff: Annotated[
@@ -107,6 +109,7 @@ def enqueue(
         "expires_at": expires_at, "max_attempts": max_attempts, "timeout_ms": timeout_ms, "tags": tag,
         "backoff": json_of(backoff, "--backoff"), "metadata": json_of(metadata, "--metadata"),
         "idempotency_key": idempotency_key, "concurrency_key": concurrency_key,
+        "batch": batch, "workflow": workflow,
         "unique": _unique(unique_key, scope=unique_scope, period_ms=unique_period_ms, on_conflict=on_conflict),
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}

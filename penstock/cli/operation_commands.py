@@ -34,6 +34,8 @@ def start(
     queue: Several = None,
     job_type: Annotated[list[str] | None, typer.Option("--type", help="May be given more than once.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; all that are given must be there.")] = None,
+    batch: Several = None,
+    workflow: Several = None,
     error: Annotated[str | None, typer.Option(help="What an error's code or message contains.")] = None,
     filter_json: FilterOption = None,
     all_jobs: Annotated[bool, typer.Option("--all", help="Every job; else a filter must say which.")] = False,
@@ -50,7 +52,10 @@ def start(
 ) -> None:
     """Begin to change many jobs: by their ids, or by a filter."""
     cli = cli_of(ctx, output, server=server)
-    wanted = filter_of(filter_json, state=state, queue=queue, type=job_type, tags=tag, error_contains=error)
+    wanted = filter_of(
+        filter_json, state=state, queue=queue, type=job_type, tags=tag, batch=batch, workflow=workflow,
+        error_contains=error,
+    )  # fmt: skip
     if not ids and not wanted and not all_jobs:
         raise typer.BadParameter("say which jobs: ids, a filter, or --all")
     if ids and (wanted or all_jobs):

@@ -50,6 +50,8 @@ def search(
     worker: Several = None,
     unique_key: Annotated[str | None, typer.Option(help="Jobs with this unique key.")] = None,
     concurrency_key: Annotated[str | None, typer.Option(help="Jobs with this concurrency key.")] = None,
+    batch: Several = None,
+    workflow: Several = None,
     id_prefix: Annotated[str | None, typer.Option(help="Jobs whose id begins so.")] = None,
     text: Annotated[str | None, typer.Option(help="Words in payload, errors, type and tags.")] = None,
     error: Annotated[str | None, typer.Option(help="What an error's code or message contains.")] = None,
@@ -74,9 +76,9 @@ def search(
     cli = cli_of(ctx, output, server=server)
     wanted = filter_of(
         filter_json, state=state, queue=queue, type=job_type, priority=priority, tags=tag, worker=worker,
-        unique_key=unique_key, concurrency_key=concurrency_key, id_prefix=id_prefix, text=text, error_contains=error,
-        created_after=created_after, created_before=created_before, finished_after=finished_after,
-        finished_before=finished_before,
+        unique_key=unique_key, concurrency_key=concurrency_key, batch=batch, workflow=workflow, id_prefix=id_prefix,
+        text=text, error_contains=error, created_after=created_after, created_before=created_before,
+        finished_after=finished_after, finished_before=finished_before,
     )  # fmt: skip
     with cli.client() as client:
         page = client.search_page(wanted, sort=sort, cursor=cursor, limit=limit, at=at)

@@ -92,6 +92,10 @@ def enqueued_fields(
         fields["unique"] = request.unique.event(at_ms + VERB_AGE_MS)
     if request.concurrency_key is not None:
         fields["concurrency_key"] = request.concurrency_key
+    if request.batch is not None:
+        fields["batch"] = request.batch
+    if request.workflow is not None:
+        fields["workflow"] = request.workflow
     return fields
 
 

@@ -89,6 +89,8 @@ class JobOptions(TypedDict, total=False):
     backoff: Backoff | Mapping[str, Any]
     unique: UniqueOptions
     concurrency_key: str
+    batch: str
+    workflow: str
     trace: str
 
 
@@ -168,6 +170,8 @@ class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backoff: BackoffRequest | None = None
     unique: UniqueRequest | None = None
     concurrency_key: SharedKey | None = None
+    batch: CheckedName | None = None
+    workflow: CheckedName | None = None
     idempotency_key: IdempotencyKey | None = None
     trace: Short | None = None
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from msgspec import Raw, msgpack, structs
 
-from penstock.core.job_state import Job, KeyedJob, Place, SerialJob, State, Verdict, copy_of
+from penstock.core.job_state import GroupedJob, Job, KeyedJob, Place, SerialJob, State, Verdict, copy_of
 from penstock.core.retry import delay_ms
 from penstock.schemas import events as ev
 
@@ -59,6 +59,10 @@ def request_hash(event: ev.Enqueued) -> str:
         asked = (*asked, unique.key, unique.scope, unique.period_ms, unique.on_conflict)
     if event.concurrency_key:
         asked = (*asked, "concurrency_key", event.concurrency_key)
+    if event.batch:
+        asked = (*asked, "batch", event.batch)
+    if event.workflow:
+        asked = (*asked, "workflow", event.workflow)
     return sha256(_encode(asked)).hexdigest()[:32]
 
 
@@ -81,12 +85,15 @@ def enqueued(event: ev.Enqueued, place: Place, hashed: str) -> Job:
         scheduled_at_ms=max(due_at_ms, now_ms),
     )  # fmt: skip
     unique, key = event.unique, event.concurrency_key
-    if unique is None and not key:
+    grouped = event.batch or event.workflow
+    if unique is None and not key and not grouped:
         return job
     fields = structs.asdict(job)
     if unique is not None:
         until_ms = now_ms + unique.period_ms if unique.scope == "period" else 0
         fields.update(unique_key=unique.key, unique_scope=unique.scope, unique_until_ms=until_ms)
+    if grouped:
+        return GroupedJob(**fields, concurrency_key=key, batch=event.batch, workflow=event.workflow)
     return SerialJob(**fields, concurrency_key=key) if key else KeyedJob(**fields)
 
 

@@ -106,6 +106,8 @@ class Job(Struct, array_like=True, kw_only=True, gc=False):
     unique_scope: ClassVar[ev.UniqueScope] = "until_finished"
     unique_until_ms: ClassVar[int] = 0
     concurrency_key: ClassVar[str] = ""
+    batch: ClassVar[str] = ""
+    workflow: ClassVar[str] = ""
 
     @property
     def key(self) -> str:
@@ -128,6 +130,14 @@ class SerialJob(KeyedJob, array_like=True, kw_only=True, gc=False):
     unique_key: str = ""
     unique_scope: ev.UniqueScope = "until_finished"
     concurrency_key: str  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
+
+
+class GroupedJob(SerialJob, array_like=True, kw_only=True, gc=False):
+    """A job of a batch or of a workflow, perhaps with keys too."""
+
+    concurrency_key: str = ""
+    batch: str = ""  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
+    workflow: str = ""  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
 
 
 class Place(Struct, frozen=True, gc=False):

@@ -19,7 +19,7 @@ from hashlib import sha256
 
 import msgspec
 
-from penstock.core.job_state import Job, KeyedJob, SerialJob
+from penstock.core.job_state import GroupedJob, Job, KeyedJob, SerialJob
 
 FOLD_VERSION = 2
 """Version of the rows' encoding. A store written by another is thrown away and folded anew."""
@@ -74,19 +74,16 @@ class Changes(msgspec.Struct):
 
 encode_row = msgspec.msgpack.Encoder().encode
 _decode_job = msgspec.msgpack.Decoder(Job).decode
-_decode_keyed_job = msgspec.msgpack.Decoder(KeyedJob).decode
-_decode_serial_job = msgspec.msgpack.Decoder(SerialJob).decode
-_KEYED_ROW, _SERIAL_ROW = (
-    b"\xdc" + len(kind.__struct_fields__).to_bytes(2, "big") for kind in (KeyedJob, SerialJob)
-)
-"""What the rows of jobs with a unique key, and of those with a concurrency key, begin with: with how many fields they
-have."""
+_HEAD_BYTES = 3
+_decode_kinds = {
+    b"\xdc" + len(kind.__struct_fields__).to_bytes(2, "big"): msgspec.msgpack.Decoder(kind).decode
+    for kind in (KeyedJob, SerialJob, GroupedJob)
+}
+"""By what the rows of such jobs begin with: with how many fields they have."""
 
 
 def decode_job_row(data: bytes) -> Job:
-    if data.startswith(_KEYED_ROW):
-        return _decode_keyed_job(data)
-    return _decode_serial_job(data) if data.startswith(_SERIAL_ROW) else _decode_job(data)
+    return _decode_kinds.get(data[:_HEAD_BYTES], _decode_job)(data)
 
 
 decode_state_row = msgspec.msgpack.Decoder(PartitionState).decode

@@ -61,7 +61,11 @@ _IN_FORCE_1 = frozenset({
 
 _IN_FORCE_2 = _IN_FORCE_1 | {"Held", "Unheld", "Edited", "Deleted", "Snoozed"}
 
-_LATER_THAN_3: Mapping[type[ev.Event], frozenset[str]] = {ev.Enqueued: frozenset({"concurrency_key"})}
+_LATER_THAN_4: Mapping[type[ev.Event], frozenset[str]] = {ev.Enqueued: frozenset({"batch", "workflow"})}
+
+_LATER_THAN_3: Mapping[type[ev.Event], frozenset[str]] = {
+    ev.Enqueued: frozenset({"concurrency_key"}) | _LATER_THAN_4[ev.Enqueued]
+}
 
 _LATER_THAN_2: Mapping[type[ev.Event], frozenset[str]] = {
     ev.Enqueued: frozenset({"unique"}) | _LATER_THAN_3[ev.Enqueued]
@@ -80,12 +84,13 @@ RULES: RulesTable = {
     1: RuleSet(_IN_FORCE_1, later_fields=_LATER_THAN_1, decide=job.apply_1),
     2: RuleSet(_IN_FORCE_2, later_fields=_LATER_THAN_2),
     3: RuleSet(_IN_FORCE_2, later_fields=_LATER_THAN_3),
-    4: RuleSet(_IN_FORCE_2),
+    4: RuleSet(_IN_FORCE_2, later_fields=_LATER_THAN_4),
+    5: RuleSet(_IN_FORCE_2),
 }
 """The rules of this version of Penstock.
 
 2: every verb of a single job, outcomes in part, jobs that are put off. 3: jobs with a unique key. 4: jobs with a
-concurrency key.
+concurrency key. 5: jobs of a batch or a workflow.
 """
 
 

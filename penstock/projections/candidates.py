@@ -22,7 +22,7 @@ ListKey = tuple[int, str]
 MOST_WITH_PREFIX = 1_000
 """With more ids that begin alike, groups are looked through instead."""
 
-_TAG, _UNIQUE, _CONCURRENCY, _ERRORS, _DELETED = b"t", b"u", b"c", b"e", b"d"
+_TAG, _UNIQUE, _CONCURRENCY, _BATCH, _WORKFLOW, _ERRORS, _DELETED = b"t", b"u", b"c", b"b", b"w", b"e", b"d"
 _EVER_MS = 1 << 63
 _COMPLEMENT = bytes(range(255, -1, -1))
 
@@ -51,8 +51,8 @@ class Texts(Protocol):
 
 
 def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
-    """What the keys begin with under which a job stands in the index of marks: its tags, its keys, and whether it has
-    errors; of a deleted one only that it is."""
+    """What the keys begin with under which a job stands in the index of marks: its tags, its keys, its batch and
+    workflow, and whether it has errors; of a deleted one only that it is."""
     if job.state == "deleted":
         return [_mark(_DELETED, job.tenant, "")]
     marks = [_mark(_TAG, job.tenant, tag) for tag in job.tags]
@@ -60,6 +60,10 @@ def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
         marks.append(_key_mark(_UNIQUE, job.tenant, job.unique_key))
     if job.concurrency_key:
         marks.append(_key_mark(_CONCURRENCY, job.tenant, job.concurrency_key))
+    if job.batch:
+        marks.append(_mark(_BATCH, job.tenant, job.batch))
+    if job.workflow:
+        marks.append(_mark(_WORKFLOW, job.tenant, job.workflow))
     if has_errors:
         marks.append(errors_mark(job.tenant))
     return marks
@@ -103,6 +107,9 @@ class Candidates:
             found = self._with_prefix(tenant, wanted.id_prefix)
             if found is not None:
                 return iter(sorted(filter(window.has, found), reverse=descending))
+        for kind, names in ((_BATCH, wanted.batch), (_WORKFLOW, wanted.workflow)):
+            if names:
+                return self._marked([_mark(kind, tenant, name) for name in names], window)
         by_text = None if self.texts is None else self.texts.places(tenant, wanted, window)
         if by_text is not None:
             return by_text

@@ -44,7 +44,7 @@ def _tests_of_names(wanted: JobFilter) -> list[Test]:
     tests: list[Test] = []
     for name, attribute in (
         ("state", "state"), ("queue", "queue"), ("pool", "pool"), ("type", "job_type"), ("priority", "priority"),
-        ("worker", "worker"),
+        ("worker", "worker"), ("batch", "batch"), ("workflow", "workflow"),
     ):  # fmt: skip
         values = frozenset(getattr(wanted, name))
         if values:

@@ -74,6 +74,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     """Id of the event that it began with: what a verb's ``of`` has to name."""
     unique: UniqueView | None = None
     concurrency_key: str | None = None
+    batch: str | None = None
+    workflow: str | None = None
     payload_url: str | None = None
     """Where the payload lies beside the log: then ``payload`` is only its claim, size and hash."""
     result_url: str | None = None
@@ -104,8 +106,10 @@ class HistoryPage(Struct, frozen=True):
     next_cursor: str | None
 
 
-class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job matches when every field that is not empty does; where one has several values, any of them will do.
+
+    Whoever does not know one of its fields, being older, refuses all of it: else it would find jobs that nobody meant.
 
     ``tags`` have to be there all, of ``tags_any`` one. Times are log times, Unix ms: ``_after`` includes the moment
     itself, ``_before`` does not, and a time that a job does not have matches neither. ``error_contains`` is looked for
@@ -121,6 +125,8 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     tags_any: tuple[str, ...] = ()
     worker: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
+    workflow: tuple[str, ...] = ()
     unique_key: str = ""
     concurrency_key: str = ""
     id_prefix: str = ""

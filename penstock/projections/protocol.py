@@ -124,6 +124,12 @@ Call = (
 )  # fmt: skip
 
 
+class Numbered(Struct, frozen=True):
+    """What can be told of any request, also of a newer version's."""
+
+    id: int = 0
+
+
 class Request(Struct, frozen=True):
     id: int
     call: Call
@@ -152,6 +158,7 @@ _ERRORS: dict[str, type[PenstockError]] = {
 encode = msgspec.json.Encoder().encode
 decode_hello = msgspec.json.Decoder(Hello).decode
 decode_request = msgspec.json.Decoder(Request).decode
+decode_numbered = msgspec.json.Decoder(Numbered).decode
 decode_response = msgspec.json.Decoder(Response).decode
 
 

@@ -16,7 +16,7 @@ from penstock.core.rules import RULES, RulesTable, newest
 from penstock.log.port import Log
 from penstock.log.supervision import supervise, tell
 from penstock.projections import protocol
-from penstock.projections.protocol import Request, Response
+from penstock.projections.protocol import Response
 from penstock.projections.read_model import ReadModelService
 from penstock.schemas.errors import BadRequest, InvalidField, LogError, PenstockError, ReadModelUnavailable
 from penstock.schemas.messages import Serving, encode_messages
@@ -179,12 +179,13 @@ class ReadServer:
             room.release()
 
     async def _response(self, data: bytes) -> Response:
-        request: Request | None = None
+        number = 0
         try:
+            number = protocol.decode_numbered(data).id
             request = protocol.decode_request(data)
             answer = protocol.encode(await self._answer(request.call))
             if len(answer) <= MOST_ANSWER_BYTES:
-                return Response(request.id, answer=Raw(answer))
+                return Response(number, answer=Raw(answer))
             # As a frame it would end the connection, and with it every other call.
             problem: PenstockError = InvalidField(
                 f"the answer has {len(answer)} bytes: ask for fewer items", field="limit"
@@ -196,7 +197,7 @@ class ReadServer:
         except Exception:  # noqa: BLE001 - whoever asked would wait for an answer that never comes
             _log.exception("a read failed")
             problem = ReadModelUnavailable("The projection failed to answer.")
-        return Response(0 if request is None else request.id, problem=protocol.problem_of(problem))
+        return Response(number, problem=protocol.problem_of(problem))
 
     async def _answer(self, call: protocol.Call) -> Any:
         service = self._service

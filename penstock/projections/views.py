@@ -97,6 +97,8 @@ def job_view(
         enqueued_event=job.enqueued_id,
         unique=_unique_view(job),
         concurrency_key=job.concurrency_key or None,
+        batch=job.batch or None,
+        workflow=job.workflow or None,
         payload_url=payload_url(job.id) if bodies.payload and claim_of(bodies.payload) else None,
         result_url=result_url(job.id) if bodies.result and claim_of(bodies.result) else None,
         position=str(unpack(partition, seen)),

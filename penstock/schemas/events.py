@@ -169,6 +169,10 @@ class Enqueued(JobEvent, frozen=True, kw_only=True, omit_defaults=True):
     """Its job's home is that of the key. Since rules 3."""
     concurrency_key: Short = ""
     """Of the jobs with one key no two run at once. The job's home is that of the key. Since rules 4."""
+    batch: Name = ""
+    """What it was put in with: others have the same, and are found by it. Since rules 5."""
+    workflow: Name = ""
+    """What it is a step of: others have the same, and are found by it. Since rules 5."""
 
 
 class Due(LeaderJobEvent, frozen=True, kw_only=True, omit_defaults=True):

@@ -15,7 +15,7 @@ from struct import Struct
 # ``exactly(pattern)``.
 JOB_ID_PATTERN = r"^[A-Za-z0-9._:\-]{1,128}(~[A-Za-z0-9._:\-]{1,64})?$"
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/\-]{0,127}$"
-"""Queues, pools, job types, tenants and tags."""
+"""Queues, pools, job types, tenants, tags, batches and workflows."""
 
 
 def exactly(pattern: str) -> str:

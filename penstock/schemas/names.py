@@ -27,6 +27,8 @@ _PLAIN_CHARS = 128
 _NAMED = ("job_type", "queue", "pool")
 _names_of = attrgetter(*_NAMED)
 """Of an ``Enqueued``."""
+_GROUPS = ("batch", "workflow")
+"""Of an ``Enqueued`` too; they may be empty."""
 
 
 @lru_cache(maxsize=4_096)
@@ -46,6 +48,10 @@ def misnamed(event: AnyEvent) -> str:
                 return field
         if event.tags and not all(map(_is_name, event.tags)):
             return "tags"
+        for field in _GROUPS:
+            name = getattr(event, field)
+            if name and not _is_name(name):
+                return field
     return ""
 
 
@@ -59,4 +65,6 @@ def any_misnamed(events: Sequence[AnyEvent]) -> bool:
     for event in events:
         if type(event) is Enqueued:
             names.update(_names_of(event), event.tags)
+            if event.batch or event.workflow:
+                names.update(filter(None, (event.batch, event.workflow)))
     return not all(map(_is_name, names))

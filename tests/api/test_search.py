@@ -55,9 +55,11 @@ async def stocked(
 
 
 async def stock(whole: Bench) -> None:
-    await whole.enqueue(id="plain")
-    await whole.enqueue(id="tagged", tags=["red", "big"], priority="high")
-    await whole.enqueue(id="blue", tags=["blue"], queue="slow", payload={"city": "Zürich", "n": 12})
+    await whole.enqueue(id="plain", workflow="w/1")
+    await whole.enqueue(id="tagged", tags=["red", "big"], priority="high", batch="b1")
+    await whole.enqueue(
+        id="blue", tags=["blue"], queue="slow", payload={"city": "Zürich", "n": 12}, batch="b2", workflow="b1"
+    )
     await whole.enqueue(id="later", delay_ms=60_000, pool="gpu", type="resize")
     await whole.enqueue(id="keyed~k", unique={"key": "k"}, expires_at="2100-01-01T00:00:00Z")
     await whole.enqueue(id="failing", type="boom", max_attempts=1)
@@ -88,6 +90,13 @@ class TestFilters:
             ({"tags_any": ["red", "blue"]}, ["blue", "tagged"]),
             ({"tags_any": ["red", "big"]}, ["tagged"]),
             ({"worker": "w1"}, ["failing"]),
+            ({"batch": "b1"}, ["tagged"]),
+            ({"batch": ["b1", "b2", "b3"]}, ["blue", "tagged"]),
+            ({"batch": "w/1"}, []),
+            ({"workflow": "w/1"}, ["plain"]),
+            ({"workflow": ["b1", "w/1"], "queue": "slow"}, ["blue"]),
+            ({"batch": "b1", "workflow": "b1"}, []),
+            ({"batch": "b2", "workflow": "b1", "tags": "blue"}, ["blue"]),
             ({"unique_key": "k"}, ["keyed~k"]),
             ({"unique_key": "other"}, []),
             ({"id_prefix": "k"}, ["keyed~k"]),

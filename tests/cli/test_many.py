@@ -130,6 +130,23 @@ def test_keys(ask: Run) -> None:
     assert (other.code, "another request" in other.err) == (5, True)
 
 
+def test_batches_and_workflows(ask: Run) -> None:
+    token = put_in(ask, "--id", "b-1", "--batch", "import", "--workflow", "nightly")["position"]
+    lines = b'{"type": "greet", "id": "b-2", "batch": "import", "delay_ms": 600000}\n{"type": "greet", "batch": "-"}\n'
+    told = ask("enqueue", "--bulk", "--output", "json", stdin=lines)
+    assert (told.json["accepted"], told.json["rejected"]) == (1, 1)
+    assert ask("enqueue", "greet", "--batch", "two words").code == 2
+    assert ids(ask("jobs", "search", "--batch", "import", "--sort", "created_at", "--output", "json")) == [
+        "b-1",
+        "b-2",
+    ]
+    assert ids(ask("jobs", "search", "--workflow", "nightly", "--output", "json")) == ["b-1"]
+    held = ask("operations", "start", "hold", "--batch", "import", "--wait", "--output", "json")
+    assert held.json["outcomes"] == {"applied": 2}
+    heard = ask("events", "--after", token, "--workflow", "nightly", "--count", "1")
+    assert "b-1 Held" in heard.out
+
+
 def test_events(ask: Run) -> None:
     token = put_in(ask, "--id", "e-1", "--tag", "heard")["position"]
     for verb in ("hold", "unhold", "cancel"):

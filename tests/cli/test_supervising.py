@@ -97,10 +97,16 @@ def test_a_flood_calls_more_and_all_of_them_leave_with_it(dev: Dev, tmp_path: Pa
     ):
         [first] = pids(client, [client.enqueue("sleeps", {"ms": 0})])
         assert len(crowd.children()) == 1
-        flood = [client.enqueue("sleeps", {"ms": 400}) for _ in range(40)]
-        eventually(lambda: len(crowd.children()) == 3)
-        ran = pids(client, flood)
-        assert len(ran) == 3
+        ran: set[int] = set()
+
+        def all_take_part() -> bool:
+            flood = [client.enqueue("sleeps", {"ms": 400}) for _ in range(30)]
+            eventually(lambda: len(crowd.children()) == 3)
+            ran.update(pids(client, flood))
+            return len(ran) >= 3
+
+        # One flood may be over before a slow machine has started them.
+        eventually(all_take_part)
         assert first in ran
         names = {worker["id"] for worker in client.resource("workers")["items"]}
         assert {"crowd-1", "crowd-2", "crowd-3"} <= names

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from penstock.core.job import MAX_VERDICTS, TRANSITIONS
+from tests.core.group_stories import GROUP_STORIES, OF_RULES_4
 from tests.core.serial_stories import OF_RULES_3, SERIAL_STORIES
 from tests.core.stories import JOB, Story, play
 from tests.core.unique_stories import OF_RULES_2, UNIQUE_STORIES
@@ -314,7 +315,7 @@ STORIES = {
         """,
 }
 
-STORIES |= VERB_STORIES | UNIQUE_STORIES | SERIAL_STORIES
+STORIES |= VERB_STORIES | UNIQUE_STORIES | SERIAL_STORIES | GROUP_STORIES
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -335,6 +336,11 @@ def test_story_of_rules_2(name: str) -> None:
 @pytest.mark.parametrize("name", OF_RULES_3)
 def test_story_of_rules_3(name: str) -> None:
     play(OF_RULES_3[name], rules=3)
+
+
+@pytest.mark.parametrize("name", OF_RULES_4)
+def test_story_of_rules_4(name: str) -> None:
+    play(OF_RULES_4[name], rules=4)
 
 
 def test_the_stories_take_every_arrow_of_the_table() -> None:

@@ -13,7 +13,7 @@ from penstock.log.namespace import open_namespace
 from penstock.log.port import Log
 from penstock.projections import protocol
 from penstock.projections.connection import Connection
-from penstock.projections.port import JobsQuery, Moment, ReadModel, SearchQuery
+from penstock.projections.port import JobFilter, JobsQuery, Moment, ReadModel, SearchQuery
 from penstock.projections.remote import RemoteReadModel
 from penstock.projections.server import ReadServer
 from penstock.projections.service import ProjectionService
@@ -234,6 +234,28 @@ async def test_what_is_no_request_is_answered_and_what_is_no_frame_ends_the_conn
         data = await protocol.read_frame(reader)
         assert data is not None
         assert protocol.decode_response(data).problem is not None
+        writer.close()
+
+
+async def test_a_filter_of_a_newer_version_is_refused_whole_and_at_once(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """Without the field that it does not know, the search would find all jobs."""
+    async with memory_log(topics) as log, process(log, topics, tmp_path, "a") as server:
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        call = protocol.SearchJobs(SearchQuery(tenant="default", filter=JobFilter(batch=("b",))), [0])
+        data = protocol.encode(protocol.Request(7, call))
+        assert data.count(b'"batch"') == 1
+        writer.write(protocol.frame(protocol.Hello(protocol.VERSION, "memory", topics.jobs)))
+        for line in (data, data.replace(b'"batch"', b'"newer"')):
+            writer.write(len(line).to_bytes(4, "big") + line)
+        responses = [protocol.decode_response(await protocol.read_frame(reader) or b"") for _ in range(3)]
+        found, refused = sorted(responses[1:], key=lambda one: one.problem is not None)
+        assert (found.id, found.problem) == (7, None)
+        assert refused.id == 7
+        assert refused.problem is not None
+        assert refused.problem.code == BadRequest.code
         writer.close()
 
 

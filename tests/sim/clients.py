@@ -186,6 +186,10 @@ def _options(event: ev.Enqueued) -> dict[str, Any]:
             options["unique"]["period_ms"] = unique.period_ms
     if event.concurrency_key:
         options["concurrency_key"] = event.concurrency_key
+    if event.batch:
+        options["batch"] = event.batch
+    if event.workflow:
+        options["workflow"] = event.workflow
     return options
 
 

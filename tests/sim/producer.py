@@ -88,6 +88,8 @@ class Producer:
             ),
             unique=self._unique(home.removeprefix("~")) if home and random.random() < 0.6 else None,
             concurrency_key=home.removeprefix("~") if number % 2 else "",
+            batch=f"b{number % 3}" if number % 4 == 1 else "",
+            workflow=f"w{number % 2}" if number % 5 == 1 else "",
         )
         self._sent.append(event)
         if not self._send(event):
