@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -67,9 +66,7 @@ async def fetch_jobs(request: Request) -> Response:
     if not leases:
         wait_ms = max(LEAST_WAIT_MS, min(asked.wait_ms, MOST_WAIT_MS))
         leases = await _wait(request, worker, types, asked.max, wait_ms)
-    return answer(
-        Fetched([_job(lease, deps) for lease in leases], msgspec.convert(worker.drained, list[GatewaySignal]))
-    )
+    return answer(Fetched([_job(lease, deps) for lease in leases], worker.drained))
 
 
 async def _wait(
@@ -141,7 +138,7 @@ async def heartbeat(request: Request) -> Response:
         gone = [GatewaySignal(type="LeaseGone", lease=item.lease, reason="unknown") for item in leases]
         return answer(HeartbeatAnswer(gone))
     worker.name(leases)
-    return answer({"signals": worker.signals(leases)})
+    return answer(HeartbeatAnswer(worker.signals(leases)))
 
 
 OPERATIONS = (

@@ -26,7 +26,7 @@ from penstock.api.http import (
 )
 from penstock.api.intake import TENANT, Intake, Taken, trace_of
 from penstock.api.long_poll import awaited_job
-from penstock.api.lookup import find_job, fold_to_end, unknown_job, whole_body
+from penstock.api.lookup import find_history, find_job, unknown_job, whole_body
 from penstock.api.models import History, HistoryQuery, JobQuery, ReadQuery, decode_job
 from penstock.api.moments import moment_in
 from penstock.client.requests import JobRequest
@@ -126,10 +126,7 @@ async def get_history(request: Request) -> Response:
     asked = query(request, HistoryQuery)
     await wait_for(request, deps, asked)
     job_id = str(request.path_params["id"])
-    page = await deps.read_model.history(TENANT, job_id, asked.limit, asked.cursor)
-    if page is None:
-        await fold_to_end(deps, [partition_of(job_id, deps.topics.partitions)])
-        page = await deps.read_model.history(TENANT, job_id, asked.limit, asked.cursor)
+    page = await find_history(deps, job_id, asked.limit, asked.cursor)
     if page is None:
         page = await _archived_history(deps, job_id, asked)
     if page is None:

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from penstock.api.deps import ApiDeps
 from penstock.api.intake import TENANT
-from penstock.projections.port import JobView
+from penstock.projections.port import HistoryPage, JobView
 from penstock.schemas.claims import claim_of
 from penstock.schemas.errors import ClaimsOff, JobDeleted, JobForgotten, JobNotFound
 from penstock.schemas.ids import partition_of
@@ -36,6 +36,19 @@ async def find_job(deps: ApiDeps, job_id: str) -> JobView:
     except JobNotFound:
         await fold_to_end(deps, [partition_of(job_id, deps.topics.partitions)])
     return await shown_job(deps, job_id)
+
+
+async def find_history(deps: ApiDeps, job_id: str, limit: int, cursor: str) -> HistoryPage | None:
+    """Of a job, also of one whose beginning the read model has yet to fold; None where it knows nothing of it.
+
+    Raises:
+        ReadBehind, ReadModelUnavailable: nobody can tell.
+    """
+    page = await deps.read_model.history(TENANT, job_id, limit, cursor)
+    if page is None:
+        await fold_to_end(deps, [partition_of(job_id, deps.topics.partitions)])
+        page = await deps.read_model.history(TENANT, job_id, limit, cursor)
+    return page
 
 
 async def fold_to_end(deps: ApiDeps, partitions: Iterable[int]) -> None:

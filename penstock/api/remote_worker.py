@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from msgspec import Struct
 
+from penstock.api.gateway_models import GatewaySignal
 from penstock.schemas.messages import Delivery
 from penstock.workers.hub import SessionHub
 from penstock.workers.lease import HeldLease
@@ -243,10 +243,10 @@ class RemoteWorker:
         self._unnamed.pop(lease_id, None)
         self._resize()
 
-    def signals(self, leases: Iterable[Named]) -> list[dict[str, Any]]:
+    def signals(self, leases: Iterable[Named]) -> list[GatewaySignal]:
         """What the client has to know about the leases it named, and about those it lost meanwhile."""
         session = self.session
-        found: list[dict[str, Any]] = []
+        found: list[GatewaySignal] = []
         told: set[str] = set()
         for item in leases:
             lease = session.held.get(item.lease)
@@ -263,9 +263,9 @@ class RemoteWorker:
         return found + self.drained
 
     @property
-    def drained(self) -> list[dict[str, Any]]:
+    def drained(self) -> list[GatewaySignal]:
         """The signal that it is to take no more, once somebody has said so."""
-        return [] if self._drain is None else [{"type": "Drain", "stop": self._drain}]
+        return [] if self._drain is None else [GatewaySignal(type="Drain", stop=self._drain)]
 
     # Time
 
@@ -320,5 +320,5 @@ def partition_of_lease(lease: str, partitions: int) -> int | None:
     return partition if partition < partitions else None
 
 
-def _signal(kind: str, job: str, lease: str, reason: str) -> dict[str, Any]:
-    return {"type": kind, "job": job, "lease": lease, "reason": reason}
+def _signal(kind: str, job: str, lease: str, reason: str) -> GatewaySignal:
+    return GatewaySignal(type=kind, job=job, lease=lease, reason=reason)

@@ -16,7 +16,7 @@ from msgspec import Raw, structs
 
 from penstock.client.enqueued import enqueued_event
 from penstock.client.identity import own_id
-from penstock.client.requests import JobOptions, fields_of, request_fields, request_from, somebodys
+from penstock.client.requests import JobOptions, fields_of, request_fields, request_from
 from penstock.log.bundler import Bundler
 from penstock.log.port import Log
 from penstock.schemas.codec import encode_line
@@ -117,7 +117,7 @@ class LogProducer:
         return [produced[number] for number in range(len(prepared))]
 
     def _prepare(self, fields: dict[str, Any]) -> _Prepared:
-        request, hashed = somebodys(request_from(fields))
+        request, hashed = request_from(fields)
         job_id = own_id(request, self._tenant)
         event = enqueued_event(
             request,

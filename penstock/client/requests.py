@@ -239,14 +239,7 @@ def decode_request(body: bytes) -> tuple[JobRequest, str]:
         raise MalformedJson(f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedJson("the body is nested too deep") from error
-    return somebodys(request_from(fields))
-
-
-def somebodys(asked: tuple[JobRequest, str]) -> tuple[JobRequest, str]:
-    """A request that comes from outside. Raises InvalidField: its type is one of Penstock's own."""
-    if asked[0].type.startswith(OWN_TYPES):
-        raise InvalidField(f"type: names that begin with {OWN_TYPES} are Penstock's own", field="type")
-    return asked
+    return request_from(fields)
 
 
 def decode_requests(bodies: Sequence[bytes]) -> list[tuple[JobRequest, str]] | None:
@@ -263,7 +256,7 @@ def decode_requests(bodies: Sequence[bytes]) -> list[tuple[JobRequest, str]] | N
         requests = _convert_all(fields)
     except (MalformedJson, msgspec.DecodeError, RecursionError):
         return None
-    if any(request.id in _NO_ADDRESS or request.type.startswith(OWN_TYPES) for request in requests):
+    if any(map(_refusal, requests)):
         return None
     return [(request, request_hash(sent)) for request, sent in zip(requests, fields, strict=True)]
 
@@ -272,8 +265,11 @@ def _convert_all(fields: list[Any]) -> list[JobRequest]:
     return msgspec.convert(fields, list[JobRequest])
 
 
-def request_from(fields: Any) -> tuple[JobRequest, str]:
+def request_from(fields: Any, *, ours: bool = False) -> tuple[JobRequest, str]:
     """A request and its hash from decoded JSON.
+
+    Args:
+        ours: its type may be one of Penstock's own.
 
     Raises:
         InvalidField: as for :func:`decode_request`.
@@ -284,9 +280,19 @@ def request_from(fields: Any) -> tuple[JobRequest, str]:
         request = msgspec.convert(fields, JobRequest)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from error
-    if request.id in _NO_ADDRESS:
-        raise InvalidField("id: as a part of an address it would mean another one", field="id")
+    refusal = _refusal(request, ours=ours)
+    if refusal is not None:
+        raise refusal
     return request, request_hash(cast("dict[str, Any]", fields))
+
+
+def _refusal(request: JobRequest, *, ours: bool = False) -> InvalidField | None:
+    """What is not allowed though each field is well formed."""
+    if request.id in _NO_ADDRESS:
+        return InvalidField("id: as a part of an address it would mean another one", field="id")
+    if not ours and request.type.startswith(OWN_TYPES):
+        return InvalidField(f"type: names that begin with {OWN_TYPES} are Penstock's own", field="type")
+    return None
 
 
 _ALLOWED = {

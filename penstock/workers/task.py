@@ -61,7 +61,7 @@ class Task(Generic[P, R]):
         self.options = {key: value for key, value in options.items() if value is not None}
         """What jobs enqueued by this task get where the call does not say otherwise."""
         try:
-            request_from(request_fields(name, None, cast("JobOptions", self.options)))
+            request_from(request_fields(name, None, cast("JobOptions", self.options)), ours=True)
         except InvalidField as error:
             raise TaskInvalid(f"{name}: {error.message}") from error
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))

@@ -64,9 +64,7 @@ async def test_one_that_speaks_http_is_drained_at_once_and_keeps_what_it_has(who
     fetched = (await whole.http.post("/api/v1/worker/fetch", json=body)).json()
     assert fetched == {"jobs": [], "signals": [{"type": "Drain"}]}
     assert time.monotonic() - begun_s >= 0.5, "it is not asked for again without a pause"
-    assert {"type": "Drain", "stop": False} in await whole.heartbeat(
-        {"lease": held["lease"], "job": held["id"]}
-    )
+    assert {"type": "Drain"} in await whole.heartbeat({"lease": held["lease"], "job": held["id"]})
     outcome = {"type": "Succeeded", "job": job["id"], "lease": held["lease"], "result": 1}
     assert [item["outcome"] for item in await whole.report(outcome)] == ["applied"]
     assert (await whole.job(late["id"]))["state"] == "ready"
