@@ -97,18 +97,22 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 
 def header(request: Request, name: bytes) -> str:
     """The first header of a name (in lower case); empty when there is none."""
+    return _given_header(request, name) or ""
+
+
+def _given_header(request: Request, name: bytes) -> str | None:
     for found, value in request.scope["headers"]:
         if found == name:
             return str(value, "latin-1")
-    return ""
+    return None
 
 
 def idempotency_key(request: Request) -> str:
     """What the header names this request with; empty without one. Raises InvalidField."""
-    key = header(request, KEY_HEADER.lower().encode())
-    if key and not _KEY.match(key):
+    key = _given_header(request, KEY_HEADER.lower().encode())
+    if key is not None and not _KEY.match(key):
         raise InvalidField(f"{KEY_HEADER}: 1 to 200 visible ASCII characters", field=KEY_HEADER)
-    return key
+    return key or ""
 
 
 def media_type(request: Request) -> str:

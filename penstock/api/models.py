@@ -91,18 +91,10 @@ def _every_error(body: bytes) -> list[FieldError]:
         try:
             msgspec.convert(value, _FIELDS[name])
         except msgspec.ValidationError as error:
-            found.append(_below(name, invalid_field(error)))
+            found += _own(invalid_field(error, name))
     if "type" not in fields:
         found.append(FieldError("type", "type: missing"))
     return found
-
-
-def _below(name: str, error: InvalidField) -> FieldError:
-    inner = str(error.details.get("field", "$"))
-    if inner == "$":
-        return FieldError(name, f"{name}: {error.message}")
-    field = f"{name}{inner}" if inner.startswith("[") else f"{name}.{inner}"
-    return FieldError(field, f"{name}: {error.message}")
 
 
 class CloneRequest(JobRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):

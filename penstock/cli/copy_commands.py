@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli.context import Cli, Output, cli_of
-from penstock.cli.settings import Settings
+from penstock.cli.settings import Settings, log_url
 from penstock.schemas.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from penstock.state.copy_compare import Comparison, JobTotals
 
 FOLDER = "folder:"
+
+
+def _log(value: str) -> str:
+    try:
+        return log_url(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"{value!r} {error}") from error
+
+
+def _log_or_folder(value: str) -> str:
+    return value if value.startswith(FOLDER) else _log(value)
+
 
 Namespace = Annotated[str | None, typer.Option(metavar="NAME", show_default=False)]
 Work = Annotated[
@@ -39,9 +51,12 @@ def _settings(ctx: typer.Context, log: str, namespace: str | None, partitions: i
 def copy(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Option("--from", metavar="URL", help="embedded:PATH or kafka://host:port,...")
+        str,
+        typer.Option("--from", metavar="URL", callback=_log, help="embedded:PATH or kafka://host:port,..."),
     ],
-    target: Annotated[str, typer.Option("--to", metavar="URL", help="As --from; may be the same log.")],
+    target: Annotated[
+        str, typer.Option("--to", metavar="URL", callback=_log, help="As --from; may be the same log.")
+    ],
     partitions: Annotated[
         int | None, typer.Option(min=1, max=1_024, help="Of the copy's jobs topic.", show_default=False)
     ] = None,
@@ -133,10 +148,13 @@ def compare(
     a: Annotated[
         str,
         typer.Option(
-            "--a", metavar="WHAT", help="embedded:PATH, kafka://host:port,... or folder:DIR of a role."
+            "--a",
+            metavar="WHAT",
+            callback=_log_or_folder,
+            help="embedded:PATH, kafka://host:port,... or folder:DIR of a role.",
         ),
     ],
-    b: Annotated[str, typer.Option("--b", metavar="WHAT", help="As --a.")],
+    b: Annotated[str, typer.Option("--b", metavar="WHAT", callback=_log_or_folder, help="As --a.")],
     a_namespace: Namespace = None,
     b_namespace: Namespace = None,
     work: Work = None,

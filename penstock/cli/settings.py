@@ -186,11 +186,7 @@ class Settings(BaseSettings):
     @field_validator("log")
     @classmethod
     def _known_log(cls, value: str) -> str:
-        if not value or (value.startswith(EMBEDDED) and value != EMBEDDED):
-            return value
-        if value.startswith(KAFKA) and all(_is_address(part) for part in value[len(KAFKA) :].split(",")):
-            return value
-        raise ValueError("must be embedded:PATH or kafka://host:port,host:port")
+        return value if not value else log_url(value)
 
     @field_validator("processes")
     @classmethod
@@ -294,6 +290,15 @@ class Settings(BaseSettings):
             work_partitions=self.work_partitions
             or (LOCAL_WORK_PARTITIONS if local else CLUSTER_WORK_PARTITIONS),
         )
+
+
+def log_url(value: str) -> str:
+    """The address of a log, as it was given. Raises ValueError."""
+    if value.startswith(EMBEDDED) and value != EMBEDDED:
+        return value
+    if value.startswith(KAFKA) and all(_is_address(part) for part in value[len(KAFKA) :].split(",")):
+        return value
+    raise ValueError("must be embedded:PATH or kafka://host:port,host:port")
 
 
 def _is_address(text: str, *, any_port: bool = False) -> bool:

@@ -305,19 +305,30 @@ _ALLOWED = {
 """Values of the fields that have few."""
 
 
-def invalid_field(error: msgspec.ValidationError) -> InvalidField:
-    """What msgspec says about a value, with the field in ``details["field"]``."""
+_NOT_MATCHED = "may have up to 128 letters, digits and . _ - : only (names also /), and no space"
+"""Of ids and names, which most patterns are for."""
+
+
+def invalid_field(error: msgspec.ValidationError, within: str = "") -> InvalidField:
+    """What msgspec says about a value, with the field in ``details["field"]``.
+
+    Args:
+        within: the field that the value is of; empty if it is a whole body.
+    """
     reason, _, path = str(error).partition(" - at `")
     if reason.startswith("Expected `str` matching regex"):
-        reason = "may have letters, digits and . _ - : only (names also /), and no space"
-    field = path.rstrip("`").removeprefix("$").lstrip(".")
+        reason = _NOT_MATCHED
+    field = (within + path.rstrip("`").removeprefix("$")).lstrip(".")
+    if field == "idempotency_key" and reason == _NOT_MATCHED:
+        reason = "1 to 200 visible ASCII characters"
     # An unknown or missing field is named in the reason; the path then leads to the object around it.
     if reason.startswith("Invalid enum value") and field in _ALLOWED:
         reason += f"; allowed are {', '.join(_ALLOWED[field])}"
+    message = f"{field}: {reason}" if field else reason
     named = _NAMED_FIELD.search(reason)
     if named is not None:
-        return InvalidField(reason, field=f"{field}.{named[1]}" if field else named[1])
-    return InvalidField(f"{field}: {reason}" if field else reason, field=field or "$")
+        field = f"{field}.{named[1]}" if field else named[1]
+    return InvalidField(message, field=field or "$")
 
 
 def request_fields(

@@ -228,8 +228,12 @@ class TestIdempotencyKey:
         assert answer.json()["errors"][0]["field"] == "idempotency_key"
         answer = await post(api, "order-7", idempotency_key="order-8")
         assert answer.status_code == 422
-        answer = await post(api, idempotency_key="with space")
-        assert answer.status_code == 422
+        for key in ("with space", "", "x" * 201):
+            answer = await post(api, idempotency_key=key)
+            assert (answer.status_code, "visible ASCII" in answer.text) == (422, True)
+            headers = {"Idempotency-Key": key}
+            answer = await api.http.post("/api/v1/jobs", json={"type": "noop"}, headers=headers)
+            assert (answer.status_code, "visible ASCII" in answer.text) == (422, True)
 
     async def test_a_clone_is_made_once(self, whole: Bench) -> None:
         job = await whole.enqueue()
