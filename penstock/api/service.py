@@ -20,9 +20,17 @@ log = logging.getLogger("penstock.api")
 
 STARTUP_S = 10.0
 GRACE_S = 5
+"""How long open requests may take to end."""
 MAX_MESSAGE_BYTES = 64 << 10
 """What a listener may say over a WebSocket, where nothing is to be said."""
-"""How long open requests may take to end."""
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """uvicorn calls it an error where a WebSocket was refused by an answer with a problem."""
+    return record.msg != "ASGI callable returned without completing handshake."
+
+
+logging.getLogger("uvicorn.error").addFilter(_tells)
 
 
 class _Server(uvicorn.Server):

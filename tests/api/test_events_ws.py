@@ -89,8 +89,9 @@ async def test_only_what_is_asked_for(whole: Bench, service: ApiService) -> None
     ],
 )
 async def test_what_is_wrong_at_the_start_is_an_answer(
-    service: ApiService, params: dict[str, str], origin: str | None, status: int, code: str
-) -> None:
+    service: ApiService, params: dict[str, str], origin: str | None, status: int, code: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     with pytest.raises(InvalidStatus) as refused:
         async with listening(service, origin=origin, **params):
             pass
@@ -98,6 +99,7 @@ async def test_what_is_wrong_at_the_start_is_an_answer(
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     assert json.loads(response.body)["code"] == code
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 async def test_pages_of_this_server_may_listen(whole: Bench, service: ApiService) -> None:
