@@ -22,6 +22,9 @@ ListKey = tuple[int, str]
 MOST_WITH_PREFIX = 1_000
 """With more ids that begin alike, groups are looked through instead."""
 
+FEW_IN_GROUPS = 1_000
+"""So few jobs of the states, queues, pools and types asked for are looked through, whatever else is asked."""
+
 _TAG, _UNIQUE, _CONCURRENCY, _BATCH, _WORKFLOW, _ERRORS, _DELETED = b"t", b"u", b"c", b"b", b"w", b"e", b"d"
 _EVER_MS = 1 << 63
 _COMPLEMENT = bytes(range(255, -1, -1))
@@ -107,20 +110,23 @@ class Candidates:
             found = self._with_prefix(tenant, wanted.id_prefix)
             if found is not None:
                 return iter(sorted(filter(window.has, found), reverse=descending))
-        for kind, names in ((_BATCH, wanted.batch), (_WORKFLOW, wanted.workflow)):
-            if names:
-                return self._marked([_mark(kind, tenant, name) for name in names], window)
         by_text = None if self.texts is None else self.texts.places(tenant, wanted, window)
         if by_text is not None:
             return by_text
+        groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
+        by_group = [(INDEX, group.prefix, group.newest_ms) for group in groups]
+        if sum(group.jobs for group in groups) <= FEW_IN_GROUPS:
+            return self._merged(by_group, window)
+        for kind, names in ((_BATCH, wanted.batch), (_WORKFLOW, wanted.workflow)):
+            if names:
+                return self._marked([_mark(kind, tenant, name) for name in names], window)
         if wanted.tags:
             return self._marked([_mark(_TAG, tenant, wanted.tags[0])], window)
         if wanted.tags_any:
             return self._marked([_mark(_TAG, tenant, tag) for tag in wanted.tags_any], window)
         if wanted.has_errors or wanted.error_contains:
             return self._marked([errors_mark(tenant)], window)
-        groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
-        return self._merged([(INDEX, group.prefix, group.newest_ms) for group in groups], window)
+        return self._merged(by_group, window)
 
     def deleted(self, tenant: str, window: Window) -> Iterator[ListKey]:
         """Jobs that are deleted, and are shown no longer."""

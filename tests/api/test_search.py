@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.projections import search, text_index
+from penstock.projections import candidates, search, text_index
 from tests.api.harness import Bench, bench
 
 
@@ -37,12 +37,14 @@ async def walked(api: Bench, filter: dict[str, Any], limit: int, **more: Any) ->
         cursor = page["next_cursor"]
 
 
-@pytest.fixture(params=["row by row", "by the text index"])
+@pytest.fixture(params=["row by row", "by marks", "by the text index"])
 async def stocked(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
-    """A few jobs of all sorts; the index is asked even where it does not narrow the search down."""
+    """A few jobs of all sorts; indexes are asked even where they do not narrow the search down."""
     monkeypatch.setattr(text_index, "COMMON", 0)
+    if request.param != "row by row":
+        monkeypatch.setattr(candidates, "FEW_IN_GROUPS", 0)
     indexed = request.param == "by the text index"
     async with bench(tmp_path, orchestrate=True, text_index=indexed) as api:
         await stock(api)
