@@ -88,11 +88,14 @@ class Past:
     def places(
         self, tenant: str, wanted: JobFilter, edge: ListKey | None, *, descending: bool
     ) -> Iterator[ListKey]:
-        """Only what never changes narrows down where to look: when a job was created, and its id."""
+        """Only what never changes narrows down where to look: when a job was created, its id, and what it was put in
+        with."""
         until_ms = min(self._at.time_ms + 1, wanted.created_before or self._at.time_ms + 1)
         fixed = JobFilter(
-            created_after=wanted.created_after, created_before=until_ms, id_prefix=wanted.id_prefix
-        )
+            created_after=wanted.created_after, created_before=until_ms, id_prefix=wanted.id_prefix,
+            tags=wanted.tags, tags_any=wanted.tags_any, batch=wanted.batch, workflow=wanted.workflow,
+            unique_key=wanted.unique_key, concurrency_key=wanted.concurrency_key,
+        )  # fmt: skip
         window = Window(fixed, edge, descending=descending)
         gone = [self._gone[key] for key in self._gone_of(tenant)]
         told = merge(

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.log.port import Record
-from penstock.projections import forgotten
+from penstock.projections import candidates, forgotten
 from penstock.projections.port import CountRow, JobFilter, JobView, Moment, SearchPage, SearchQuery, Sort
+from penstock.schemas import events as ev
 from penstock.schemas.errors import InvalidField
 from penstock.schemas.limits import MAX_BUNDLE_LINES
 from penstock.schemas.position import pack
@@ -25,6 +26,8 @@ FILTERS = (
     JobFilter(state=("dead", "succeeded"), queue=("bulk",)),
     JobFilter(type=("mail",), attempt_min=1),
     JobFilter(id_prefix="job-2"),
+    JobFilter(tags=("red",)),
+    JobFilter(tags_any=("big", "none"), state=("ready", "active")),
     JobFilter(has_errors=True),
     JobFilter(payload_contains='"n":1'),
     JobFilter(text="report"),
@@ -101,6 +104,52 @@ def test_pages_put_together_are_the_list(played: list[Op], limit: int, sort: Sor
             break
         cursor = page.next_cursor
     assert found == whole
+
+
+@pytest.mark.parametrize("few", [0, 1_000])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        JobFilter(batch=("b1",)),
+        JobFilter(batch=("b1", "b2"), state=("ready",)),
+        JobFilter(workflow=("w",), batch=("b2",)),
+        JobFilter(unique_key="k"),
+        JobFilter(concurrency_key="k"),
+    ],
+)
+def test_what_a_job_was_put_in_with(monkeypatch: pytest.MonkeyPatch, wanted: JobFilter, few: int) -> None:
+    """Also of those that are gone by now, and of ids that lived twice."""
+    monkeypatch.setattr(candidates, "FEW_IN_GROUPS", few)
+    writer = Writer()
+    writer.activate_rules()
+    writer.enqueue("a~k", batch="b1", concurrency_key="k", unique=ev.Unique("k"))
+    writer.enqueue("b~k", batch="b2", workflow="w", concurrency_key="k")
+    writer.enqueue("job-1", batch="b1")
+    writer.enqueue("job-2", batch="b1", workflow="w")
+    writer.enqueue("c")
+    writer.end_record()
+    moments = [len(writer.records) - 1]
+    writer.run("a~k")
+    writer.play(
+        [("end_record", 0, 0), ("cancel", 1, 0), ("cancel", 2, 0), ("end_record", 0, 0), ("age", 0, 0)]
+    )
+    writer.play([("forget", 1, 0), ("end_record", 0, 0)])
+    moments.append(len(writer.records) - 1)
+    writer.enqueue("job-1", batch="b2")
+    not_after = writer.time_ms + 60_000
+    writer.write(ev.Deleted(id="d", job="job-2", of="enq.job-2", not_after=not_after))
+    writer.end_record()
+    moments.append(len(writer.records) - 1)
+    writer.lease("b~k")
+    writer.end_record()
+    now = folded(writer.records)
+    for number in moments:
+        last = writer.records[number]
+        then = folded(writer.records[: number + 1])
+        at = Moment(last.time_ms, 0, pack(last.offset, MAX_BUNDLE_LINES - 1))
+        was = [plain(view) for view in searched(now, SearchQuery(filter=wanted, at=at)).items]
+        assert was == [plain(view) for view in searched(then, SearchQuery(filter=wanted)).items]
+        assert was or number != moments[0], "there are such jobs at first"
 
 
 def test_more_forgotten_jobs_than_are_looked_through_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

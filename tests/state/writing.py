@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from penstock.core.job import TERMINAL, Job
 from penstock.core.partition import PartitionFold
+from penstock.core.rules import RULES, newest
 from penstock.log.port import Record
 from penstock.schemas import events as ev
 from penstock.schemas.codec import bundle, encode_line
@@ -18,6 +19,7 @@ TOPIC = "penstock.jobs"
 START_MS = 1_700_000_000_000
 TYPES = ("resize", "report", "mail")
 QUEUES = ("default", "bulk")
+TAGS = ("red", "big")
 
 Op = tuple[str, int, int]
 """What to write, about which job (a small number), and a number that varies it."""
@@ -49,6 +51,13 @@ class Writer:
             ev.LeaderAnnounced(id=self._id("lead"), orchestrator="o", incarnation="i", supersedes=epoch)
         )
         self.end_record()
+
+    def activate_rules(self) -> None:
+        """All that there are."""
+        for version in range(2, newest(RULES) + 1):
+            epoch = self._fold.state.epoch
+            self.write(ev.RulesActivated(id=self._id("rules"), epoch=epoch, version=version))
+            self.end_record()
 
     def write(self, event: ev.Event | bytes) -> None:
         self._last_line = event if isinstance(event, bytes) else encode_line(event)
@@ -130,6 +139,7 @@ class Writer:
             payload=Raw(b"null" if variant % 5 == 0 else b'{"n":%d}' % variant),
             metadata=Raw(b'{"m":1}' if variant % 4 == 0 else b"null"),
             max_attempts=1 + variant % 3,
+            tags=TAGS[: variant % 3],
         )
 
     def _lease(self, job_id: str, variant: int) -> None:
