@@ -15,16 +15,18 @@ from penstock.client.enqueued import time_ms
 from penstock.client.requests import Moment
 from penstock.core.job_state import State
 from penstock.projections.port import JobFilter
-from penstock.schemas.errors import InvalidField
 from penstock.schemas.events import Count, Priority
 from penstock.schemas.names import CheckedName
 
 MOST_VALUES = 100
 
-Names = CheckedName | Annotated[list[CheckedName], Meta(max_length=MOST_VALUES)]
-States = State | Annotated[list[State], Meta(max_length=MOST_VALUES)]
-Priorities = Priority | Annotated[list[Priority], Meta(max_length=MOST_VALUES)]
-Workers = ShortText | Annotated[list[ShortText], Meta(max_length=MOST_VALUES)]
+# What is empty would match all jobs, as a filter that is not there does, and an operation would change them.
+SOME = Meta(min_length=1, max_length=MOST_VALUES)
+
+Names = CheckedName | Annotated[list[CheckedName], SOME]
+States = State | Annotated[list[State], SOME]
+Priorities = Priority | Annotated[list[Priority], SOME]
+Workers = ShortText | Annotated[list[ShortText], SOME]
 
 
 class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,8 +75,6 @@ class FilterRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             value = getattr(self, field.name)
             if value is not None and field.name != "tenant":
                 given[field.name] = _plain(field.name, value)
-        if given.get("state") == ():
-            raise InvalidField("state: an empty list matches nothing", field="state")
         return JobFilter(**given)
 
 

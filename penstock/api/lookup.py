@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -53,10 +54,18 @@ async def find_history(deps: ApiDeps, job_id: str, limit: int, cursor: str) -> H
 
 async def fold_to_end(deps: ApiDeps, partitions: Iterable[int]) -> None:
     """Wait until the read model has what is on the log now. Raises ReadBehind, ReadModelUnavailable."""
-    ends = [(number, (await deps.log.bounds(deps.topics.jobs, number)).end) for number in partitions]
-    wanted = {number: Position(number, end - 1, 0) for number, end in ends if end}
-    if wanted:
-        await deps.read_model.wait(wanted, deps.options.verdict_wait_ms)
+    await deps.read_model.wait(await log_ends(deps, partitions), deps.options.verdict_wait_ms)
+
+
+async def log_ends(deps: ApiDeps, partitions: Iterable[int]) -> dict[int, Position]:
+    """Where the last record of each partition stands that has any. Raises LogUnavailable."""
+    numbers = list(partitions)
+    bounds = await asyncio.gather(*(deps.log.bounds(deps.topics.jobs, number) for number in numbers))
+    return {
+        number: Position(number, found.end - 1, 0)
+        for number, found in zip(numbers, bounds, strict=True)
+        if found.end
+    }
 
 
 async def whole_body(deps: ApiDeps, job: JobView, body: Raw) -> bytes:

@@ -22,7 +22,7 @@ from penstock.schemas.names import CheckedName
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
 Cursor = Annotated[str, Meta(max_length=1_024)]
-ShortText = Annotated[str, Meta(max_length=256)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=256)]
 
 _ONE_BY_ONE = 8
 """So few bodies are not halved again to find the bad ones."""

@@ -22,13 +22,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
 from penstock.api.deps import ApiDeps
 from penstock.api.intake import TENANT
+from penstock.api.lookup import log_ends
+from penstock.api.orders import OPERATION, OPERATION_TYPES, Order
 from penstock.client.requests import VERB_AGE_MS
 from penstock.client.verbs import VERBS
 from penstock.core.job import TRANSITIONS
@@ -47,11 +49,6 @@ from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
 from penstock.workers.task import Task
 
-OPERATION = "penstock.operation"
-"""Type, queue and pool of the jobs that operations are."""
-
-Action = Literal["retry", "cancel", "delete", "move", "hold", "unhold", "priority", "requeue"]
-
 PAGE_JOBS = 500
 LOOK_EVERY_S = 2.0
 IDLE_LOOKS = 15
@@ -65,27 +62,6 @@ CONCURRENCY = 2
 AGAIN_S = 1.0
 
 _log = logging.getLogger("penstock.operations")
-
-
-class Order(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an operation is asked for: the payload of its job. Either ``ids`` or a ``filter`` says which jobs."""
-
-    action: Action
-    ids: list[str] | None = None
-    filter: JobFilter | None = None
-    changes: dict[str, Any] = {}
-    """Of the verb's event, beside its envelope."""
-    dry_run: bool = False
-
-
-def order_in(job: JobView) -> Order | None:
-    """What a job asks for that is an operation; None for any other, also one that was only called so on the log."""
-    if job.type != OPERATION:
-        return None
-    try:
-        return msgspec.json.decode(cast("Any", job.payload), type=Order)
-    except msgspec.ValidationError:
-        return None
 
 
 class Tally(Struct, kw_only=True):
@@ -116,10 +92,15 @@ class Operator:
         self._operation = operation
         self._order = order
         self._resumed = resumed
+        self._ends: dict[int, Position] | None = None if tally.cursor else {}
+        """Where the log ended as it began; None once the read model is that far."""
         self.tally = tally
 
     async def step(self) -> bool:
         """Do the next page; whether there may be more."""
+        if self._ends is not None:
+            await self._catch_up(self._ends)
+            self._ends = None
         jobs, unknown, cursor = await (self._named() if self._order.ids is not None else self._found())
         if self._order.dry_run:
             outcomes = Counter(self._would_be(job) for job in jobs)
@@ -135,6 +116,12 @@ class Operator:
         tally.outcomes = dict(outcomes + Counter(tally.outcomes))
         tally.cursor = cursor or ""
         return cursor is not None
+
+    async def _catch_up(self, ends: dict[int, Position]) -> None:
+        """Before the first page: whatever was acknowledged before the operation was is among what it meets."""
+        if not ends:
+            ends.update(await log_ends(self._deps, range(self._deps.topics.partitions)))
+        await self._deps.read_model.wait(ends, self._deps.options.verdict_wait_ms)
 
     async def _named(self) -> tuple[list[JobView], int, str | None]:
         assert self._order.ids is not None
@@ -154,7 +141,7 @@ class Operator:
         page = await self._deps.read_model.search(query)
         if self.tally.total is None and not self.tally.cursor:
             self.tally.total = page.total
-        return [job for job in page.items if job.type != OPERATION], 0, page.next_cursor
+        return [job for job in page.items if job.type not in OPERATION_TYPES], 0, page.next_cursor
 
     # Asking
 
@@ -231,7 +218,7 @@ class OperationWorker:
         self._worker: Worker | None = None
         self._idle = 0
         self.failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.task = Task(self.operate, OPERATION, {})
+        self.tasks = [Task(self.operate, name, {}) for name in OPERATION_TYPES]
 
     async def __aenter__(self) -> Self:
         self._watching = supervise(self._watch(), "operations", self._fail)
@@ -301,12 +288,12 @@ class OperationWorker:
 
     async def _open_operations(self) -> int:
         rows = await self._deps.read_model.counts(TENANT)
-        return sum(row.jobs for row in rows if row.type == OPERATION and row.state not in TERMINAL)
+        return sum(row.jobs for row in rows if row.type in OPERATION_TYPES and row.state not in TERMINAL)
 
     async def _arrive(self) -> None:
         self._idle = 0
         worker = Worker(
-            App(self.task),
+            App(*self.tasks),
             LogTransport(self._deps.log, self._deps.topics),
             concurrency=CONCURRENCY,
             pool=OPERATION,

@@ -28,11 +28,11 @@ from penstock.api.intake import TENANT, Intake, trace_of
 from penstock.api.jobs import READ_HEADERS, wait_for
 from penstock.api.lookup import find_job
 from penstock.api.models import Cursor, Limit, ReadQuery
-from penstock.api.operating import OPERATION, Action, Order, order_in
+from penstock.api.orders import OPERATION, OPERATION_TYPES, Action, Order, order_in
 from penstock.api.verbs import decided
 from penstock.client.requests import BackoffRequest, JobRequest, invalid_field, request_hash
 from penstock.client.verbs import VERBS
-from penstock.projections.port import JobsQuery, JobView, OperatedItem
+from penstock.projections.port import JobFilter, JobView, OperatedItem, SearchQuery
 from penstock.schemas.errors import InvalidField, JobNotFound, NotFound
 from penstock.schemas.limits import MAX_PAYLOAD_BYTES
 from penstock.schemas.names import CheckedJobId
@@ -106,7 +106,7 @@ async def start(request: Request) -> Response:
     payload = msgspec.to_builtins(order)
     intake = Intake(deps, max_payload_bytes=MAX_PAYLOAD_BYTES)
     wanted = JobRequest(
-        type=OPERATION,
+        type=order.job_type,
         queue=OPERATION,
         pool=OPERATION,
         priority="high",
@@ -167,12 +167,13 @@ async def list_operations(request: Request) -> Response:
     deps = deps_of(request)
     asked = query(request, OperationsQuery)
     await wait_for(request, deps, asked)
-    page = await deps.read_model.list_jobs(
-        JobsQuery(tenant=TENANT, type=OPERATION, limit=asked.limit, cursor=asked.cursor)
+    wanted = JobFilter(type=OPERATION_TYPES)
+    page = await deps.read_model.search(
+        SearchQuery(tenant=TENANT, filter=wanted, limit=asked.limit, cursor=asked.cursor)
     )
     found = ((job, order_in(job)) for job in page.items)
     views = [await _view(deps, job, order) for job, order in found if order is not None]
-    return answer(Operations(views, page.next_cursor, page.total))
+    return answer(Operations(views, page.next_cursor, page.total or 0))
 
 
 async def items(request: Request) -> Response:

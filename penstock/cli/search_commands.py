@@ -34,7 +34,7 @@ def filter_of(filter_json: str | None, /, **options: Any) -> dict[str, Any]:
             given = msgspec.json.decode(filter_json, type=dict[str, Any])
         except msgspec.DecodeError as error:
             raise MalformedJson(f"--filter is not a JSON object: {error}") from error
-    given.update((name, value) for name, value in options.items() if value not in (None, [], ""))
+    given.update((name, value) for name, value in options.items() if value not in (None, []))
     return given
 
 

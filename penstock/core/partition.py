@@ -78,6 +78,8 @@ class Folded(msgspec.Struct, gc=False):
     """The same object as ``before`` when the line changed nothing."""
     key: str = ""
     """Of its job; empty for a line that is about no job."""
+    copied: tuple[int, int] | None = None
+    """Of a copied line: the ordinal, and the version of the rules, by which it was decided."""
     also: Folded | None = None
     """The same line as another job has it: the one whose unique key it asks for. That job was cancelled, for this one
     took its place, or keeps the key, and the line was refused."""
@@ -317,6 +319,10 @@ class PartitionFold:
             )
             for number, (line, place) in enumerate(zip(lines, copied.places, strict=True))
         ]
+        for folded, place in zip(results, copied.places, strict=True):
+            folded.copied = (place.ordinal, source.rules)
+            if folded.also is not None:
+                folded.also.copied = folded.copied
         state.copied = {**state.copied, source.partition: max(taken, copied.places[-1].position)}
         state.copied_generation = max(state.copied_generation, copied.generation)
         return results

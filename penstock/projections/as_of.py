@@ -20,7 +20,6 @@ from penstock.projections.rows import Line
 from penstock.projections.views import NO_BODIES, SHOWN_ERRORS, ErrorRow, JobBodies, errors_of
 from penstock.schemas import events as ev
 from penstock.schemas.ids import job_key
-from penstock.schemas.position import ordinal
 
 
 class Life(NamedTuple):
@@ -32,25 +31,27 @@ class Life(NamedTuple):
 
 
 def life_after(
-    key: str, lines: Iterable[Line], rules_at: Callable[[int], RuleSet], generation: int
+    key: str, lines: Iterable[Line], decided_by: Callable[[Line], tuple[int, RuleSet]]
 ) -> Life | None:
     """The job after these lines, in log order; None where there was none.
 
     Args:
-        rules_at: the rules that were in force at a packed position.
+        decided_by: the ordinal and the rules by which a line was decided.
     """
     job: Job | None = None
     bodies = NO_BODIES
     errors: list[ErrorRow] = []
-    for position, time_ms, data in lines:
-        rules = rules_at(position)
-        event = rules.decode_line(data)
+    for line in lines:
+        ordinal, rules = decided_by(line)
+        event = rules.decode_line(line.data)
         before = job
-        job = _after(key, before, event, Place(ordinal(generation, position), time_ms), rules)
+        job = _after(key, before, event, Place(ordinal, line.time_ms), rules)
         if before is None or job is None:
             bodies, errors = NO_BODIES, []
         bodies = _bodies_after(bodies, event)
-        errors += errors_of(Folded(position, time_ms, data, event, "applied", "", before, job, key))
+        errors += errors_of(
+            Folded(line.position, line.time_ms, line.data, event, "applied", "", before, job, key)
+        )
     return None if job is None else Life(job, bodies, errors[-SHOWN_ERRORS:])
 
 

@@ -153,6 +153,11 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         return self == JobFilter(state=self.state, queue=self.queue, pool=self.pool, type=self.type)
 
     @property
+    def is_newer(self) -> bool:
+        """Whether it asks for what versions from before rules 5 do not know, and would pass over."""
+        return bool(self.batch or self.workflow)
+
+    @property
     def looks_inside(self) -> bool:
         """Whether errors or bodies are asked for."""
         return bool(self.error_contains or self.payload_contains or self.text or self.has_errors is not None)

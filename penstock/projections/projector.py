@@ -30,7 +30,7 @@ from penstock.projections.rows import (
     MARKS,
     QUARANTINE,
     REFUSED,
-    Line,
+    LineRow,
     QuarantineRow,
     RefusedRow,
     RefusedSummary,
@@ -58,7 +58,7 @@ class _Touched:
 
     __slots__ = ("after", "before", "lines")
 
-    def __init__(self, before: Job | None, after: Job | None, line: Line) -> None:
+    def __init__(self, before: Job | None, after: Job | None, line: LineRow) -> None:
         self.before = before
         self.after = after
         self.lines = [line]
@@ -137,7 +137,9 @@ class Projector:
                 self._activated.append((line.position, version))
             return
         entry = self._touched.get(key)
-        item = (line.position, line.time_ms, line.line)
+        item: LineRow = (line.position, line.time_ms, line.line)
+        if line.copied is not None:
+            item = (*item, *line.copied)
         if entry is None:
             self._touched[key] = _Touched(line.before, line.after, item)
         else:

@@ -73,6 +73,13 @@ class GetOutcomes(Struct, frozen=True, tag="outcomes"):
     wanted: JobFilter
 
 
+class GetOutcomesNewer(Struct, frozen=True, tag="outcomes_newer"):
+    """As ``GetOutcomes``, of a filter that a process from before it would misread."""
+
+    lines: list[tuple[Position, str, str]]
+    wanted: JobFilter
+
+
 class ListJobs(Struct, frozen=True, tag="list"):
     query: JobsQuery
     partitions: list[int]
@@ -85,6 +92,13 @@ class SearchJobs(Struct, frozen=True, tag="search"):
 
 class SearchJobsAt(Struct, frozen=True, tag="search_at"):
     """As ``SearchJobs``, with the query's ``at``: a process that does not know it must not answer what is."""
+
+    query: SearchQuery
+    partitions: list[int]
+
+
+class SearchNewer(Struct, frozen=True, tag="search_newer"):
+    """As both of these, of a filter that a process from before it would misread: see ``JobFilter.is_newer``."""
 
     query: SearchQuery
     partitions: list[int]
@@ -119,8 +133,8 @@ class GetStatus(Struct, frozen=True, tag="status"):
 
 
 Call = (
-    Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | ListJobs | SearchJobs | SearchJobsAt
-    | ListOperated | GetCounts | GetCountsAt | ListQuarantined | GetStatus
+    Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | GetOutcomesNewer | ListJobs
+    | SearchJobs | SearchJobsAt | SearchNewer | ListOperated | GetCounts | GetCountsAt | ListQuarantined | GetStatus
 )  # fmt: skip
 
 

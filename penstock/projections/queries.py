@@ -51,8 +51,9 @@ from penstock.projections.rows import (
 )
 from penstock.projections.views import JobBodies, event_id_in, event_id_of, history_item, job_view
 from penstock.schemas import events as ev
+from penstock.schemas.errors import ReadModelUnavailable
 from penstock.schemas.ids import job_key
-from penstock.schemas.position import parse, unpack
+from penstock.schemas.position import ordinal, parse, unpack
 from penstock.schemas.times import time_text
 from penstock.state.bodies import BODIES, BODY_KINDS, body_row_key
 from penstock.state.partition_store import FOLD, PartitionStore
@@ -80,8 +81,8 @@ class Asked(NamedTuple):
 
     def is_first(self, row: bytes) -> bool:
         """Whether it is the first of a row of accepted lines: most are, since most are of jobs that begin."""
-        position, _, line = decode_lines(row)[0]
-        return position == self.packed and event_id_in(line) == self.event_id
+        first = decode_lines(row)[0]
+        return first.position == self.packed and event_id_in(first.data) == self.event_id
 
 
 class PartitionQueries:
@@ -214,9 +215,9 @@ class PartitionQueries:
     def _accepted(self, prefix: bytes, after: int) -> Iterator[tuple[int, HistoryItem]]:
         start = prefix if after < 0 else self._row_of(prefix, after)
         for _, data in self._kv.scan(HISTORY, start, after_prefix(prefix)):
-            for position, time_ms, line in decode_lines(data):
-                if position > after:
-                    yield position, history_item(self.partition, position, time_ms, line)
+            for line in decode_lines(data):
+                if line.position > after:
+                    yield line.position, self._told(line)
 
     def _row_of(self, prefix: bytes, position: int) -> bytes:
         """Key of the history row in which ``position`` stands, if it stands in one: its first line may be before it."""
@@ -306,18 +307,27 @@ class PartitionQueries:
         after = self._kv.scan(HISTORY, middle, after_prefix(prefix), limit=_SEARCHED_ROWS)
         for scan in (before, after):
             for _, data in scan:
-                for position, time_ms, line in reversed(decode_lines(data)):
-                    yield history_item(self.partition, position, time_ms, line)
+                yield from map(self._told, reversed(decode_lines(data)))
+
+    def _told(self, line: Line) -> HistoryItem:
+        return history_item(self.partition, line.position, line.time_ms, line.data)
 
     def life_as_of(self, key: str, moment: int | None, packed: int) -> Life | None:
         """The job as it was once the lines up to a log time (Unix ms), or a packed position, were folded."""
         lines = self._lines_until(job_prefix(key), moment, packed)
-        return life_after(key, lines, self._rules_at, self._store.state.generation)
+        return life_after(key, lines, self._decided_by)
 
     def view_of(self, life: Life) -> JobView:
         """A job as it was, as it is shown."""
-        generation = self._store.state.generation
-        return job_view(life.job, self.partition, life.bodies, life.errors, generation=generation)
+        log = self._store.state
+        return job_view(
+            life.job,
+            self.partition,
+            life.bodies,
+            life.errors,
+            generation=log.generation,
+            sealed_at=log.sealed_at,
+        )
 
     def view_as_of(self, key: str, moment: int | None, packed: int) -> JobView | None:
         """As :meth:`life_as_of`, as it is shown."""
@@ -333,10 +343,21 @@ class PartitionQueries:
         stop = after_prefix(prefix) if moment is not None else prefix + number(packed + 1)
         for _, data in self._kv.scan(HISTORY, prefix, stop):
             for line in decode_lines(data):
-                position, time_ms, _ = line
-                if time_ms > moment if moment is not None else position > packed:
+                if line.time_ms > moment if moment is not None else line.position > packed:
                     return
                 yield line
+
+    def _decided_by(self, line: Line) -> tuple[int, RuleSet]:
+        """The ordinal and the rules by which a line was decided."""
+        if line.ordinal >= 0:
+            return line.ordinal, self._store.rules[line.rules]
+        log = self._store.state
+        if line.position < log.sealed_at:
+            raise ReadModelUnavailable(
+                "An older version folded this copy of a log, and did not keep what the past needs:"
+                " penstock projection rebuild."
+            )
+        return ordinal(log.generation, line.position), self._rules_at(line.position)
 
     def _rules_at(self, position: int) -> RuleSet:
         for _, data in self._kv.scan(ACTIVATED, b"", number(position), reverse=True, limit=1):
@@ -357,7 +378,7 @@ class PartitionQueries:
     def _is_accepted(self, key: str, packed: int) -> bool:
         prefix = job_prefix(key)
         for _, data in self._kv.scan(HISTORY, prefix, prefix + number(packed + 1), reverse=True, limit=1):
-            return any(position == packed for position, _, _ in decode_lines(data))
+            return any(line.position == packed for line in decode_lines(data))
         return False
 
     # The partition

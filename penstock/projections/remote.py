@@ -276,7 +276,8 @@ class RemoteReadModel:
 
         async def ask(address: str, partitions: list[int]) -> None:
             numbers = [number for partition in partitions for number in by_partition[partition]]
-            call = protocol.GetOutcomes([lines[number] for number in numbers], wanted)
+            kind = protocol.GetOutcomesNewer if wanted.is_newer else protocol.GetOutcomes
+            call = kind([lines[number] for number in numbers], wanted)
             answers = _outcomes.decode(await self._ask(address, partitions, call))
             found.update(zip(numbers, answers, strict=True))
 
@@ -294,6 +295,8 @@ class RemoteReadModel:
     async def search(self, query: SearchQuery) -> SearchPage:
         async def ask(address: str, partitions: list[int]) -> SearchPage:
             call = protocol.SearchJobs if query.at is None else protocol.SearchJobsAt
+            if query.filter.is_newer:
+                call = protocol.SearchNewer
             return _found.decode(await self._ask(address, partitions, call(query, partitions)))
 
         check_limit(query.limit)

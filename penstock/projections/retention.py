@@ -53,9 +53,9 @@ def _remove_lines(kv: KeyValueStore, batch: Batch, prefix: bytes, position: int)
     for key, data in kv.scan(HISTORY, prefix, prefix + number(position + 1)):
         batch.delete(HISTORY, key)
         # One commit's lines stand together: those of the next life may be among them.
-        kept = [line for line in decode_lines(data) if line[0] > position]
+        kept = [line for line in decode_lines(data) if line.position > position]
         if kept:
-            batch.put(HISTORY, prefix + number(kept[0][0]), encode(kept))
+            batch.put(HISTORY, prefix + number(kept[0].position), encode(kept))
 
 
 def _remove_refused(kv: KeyValueStore, batch: Batch, prefix: bytes, position: int) -> None:

@@ -3,7 +3,7 @@
 ========== ============================================== ============================================================
 family     key                                            value
 ========== ============================================== ============================================================
-history    job key, NUL, position of the first line       accepted lines of one commit: (position, time, line)
+history    job key, NUL, position of the first line       accepted lines of one commit, see :class:`Line`
 refused    job key, NUL                                   how many, and the positions of the last 20
 refused    job key, NUL, position                         one refused line: (time, outcome, reason, line)
 errors     job key                                        the newest failures
@@ -24,6 +24,8 @@ Numbers in keys are big-endian: 4 bytes for groups, 8 for times and packed posit
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import msgspec
 
@@ -51,8 +53,23 @@ LAYOUT = 4
 KEPT_REFUSED = 20
 """Refused lines kept of a job."""
 
-Line = tuple[int, int, bytes]
-"""An accepted line: packed position, time in Unix ms, the line as written."""
+
+class Line(NamedTuple):
+    """An accepted line: packed position, time in Unix ms, the line as written.
+
+    Of a copied one also the ordinal and the version of the rules by which it was decided; stores that older versions
+    folded lack them.
+    """
+
+    position: int
+    time_ms: int
+    data: bytes
+    ordinal: int = -1
+    rules: int = 0
+
+
+LineRow = tuple[int, int, bytes] | tuple[int, int, bytes, int, int]
+"""As it is written: most have nothing of a copy."""
 
 
 class RefusedRow(msgspec.Struct, frozen=True, array_like=True):

@@ -181,8 +181,8 @@ class ReadServer:
     async def _response(self, data: bytes) -> Response:
         number = 0
         try:
-            number = protocol.decode_numbered(data).id
             request = protocol.decode_request(data)
+            number = request.id
             answer = protocol.encode(await self._answer(request.call))
             if len(answer) <= MOST_ANSWER_BYTES:
                 return Response(number, answer=Raw(answer))
@@ -192,6 +192,8 @@ class ReadServer:
             )
         except msgspec.MsgspecError as error:
             problem = BadRequest(f"not a request: {error}")
+            with contextlib.suppress(msgspec.MsgspecError):
+                number = protocol.decode_numbered(data).id
         except PenstockError as error:
             problem = error
         except Exception:  # noqa: BLE001 - whoever asked would wait for an answer that never comes
@@ -212,11 +214,11 @@ class ReadServer:
                 return await service.history(call.tenant, call.job, call.limit, call.cursor)
             case protocol.GetVerdicts():
                 return await service.verdicts(call.wanted, call.timeout_ms, call.unique_keys)
-            case protocol.GetOutcomes():
+            case protocol.GetOutcomes() | protocol.GetOutcomesNewer():
                 return await service.outcomes(call.lines, call.wanted)
             case protocol.ListJobs():
                 return await service.list_jobs(call.query, call.partitions)
-            case protocol.SearchJobs() | protocol.SearchJobsAt():
+            case protocol.SearchJobs() | protocol.SearchJobsAt() | protocol.SearchNewer():
                 return await service.search(call.query, call.partitions)
             case protocol.ListOperated():
                 return await service.operated(call.operation, call.limit, call.cursor, call.partitions)

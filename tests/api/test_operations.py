@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
 from penstock.api import operating
-from penstock.api.operating import OPERATION, Operator
+from penstock.api.operating import Operator
+from penstock.api.orders import NEWER_OPERATION, OPERATION
+from penstock.projections.port import SearchPage, SearchQuery
 from penstock.schemas.codec import encode_line
 from penstock.schemas.events import Enqueued, Raw
 from penstock.schemas.ids import partition_of
+from penstock.schemas.position import Position
 from tests.api.harness import Bench
 from tests.waiting import PATIENCE_S, until
 
@@ -87,6 +91,62 @@ async def test_cancel_by_filter(whole: Bench) -> None:
     assert history[-1]["reason"] == "no longer wanted"
     assert history[-1]["actor"] == "operation"
     assert told["id"] in history[-1]["cause"]
+
+
+async def test_what_was_acknowledged_before_is_among_what_it_meets(whole: Bench) -> None:
+    """However far behind the read model is: it is waited for before the first page."""
+    await done(whole, "hold", filter={"queue": "none"})
+    real, gate = whole.deps.read_model, asyncio.Event()
+    answer = await whole.http.post("/api/v1/jobs/bulk", json=[{"type": "noop", "queue": "mine"}] * 50)
+    ends = {
+        number: bounds.end
+        for number in range(whole.topics.partitions)
+        if (bounds := await whole.log.bounds(whole.topics.jobs, number)).end
+    }
+    searched: list[dict[int, int]] = []
+
+    class Watched:
+        """Says up to where was waited for when it was searched."""
+
+        reached: ClassVar[dict[int, int]] = {}
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        async def wait(self, positions: Mapping[int, Position], timeout_ms: int) -> None:
+            await gate.wait()
+            await real.wait(positions, timeout_ms)
+            self.reached.update({number: position.offset + 1 for number, position in positions.items()})
+
+        async def search(self, query: SearchQuery) -> SearchPage:
+            if query.filter.queue == ("mine",):
+                searched.append(dict(self.reached))
+            return await real.search(query)
+
+    whole.deps.read_model = Watched()
+    assert answer.json()["accepted"] == 50
+    operation = await begun(whole, "hold", filter={"queue": "mine"})
+    gate.set()
+    told = await ended(whole, operation)
+    assert (told["matched"], told["outcomes"]) == (50, {"applied": 50})
+    assert all(searched[0].get(number, 0) >= end for number, end in ends.items())
+
+
+async def test_older_versions_take_none_whose_filter_they_would_misread(whole: Bench) -> None:
+    """They know one type only, and of a filter what was there in their time."""
+    await some(whole, 3, batch="b")
+    plain, newer = (
+        await done(whole, "hold", filter={"queue": "none"}),
+        await done(whole, "hold", filter={"batch": "b"}),
+    )
+    types = [(await whole.job(one["id"]))["type"] for one in (plain, newer)]
+    assert types == [OPERATION, NEWER_OPERATION]
+    assert newer["outcomes"] == {"applied": 3}
+    listed = (await whole.http.get("/api/v1/operations", params={"limit": 1})).json()
+    assert (listed["total"], [one["id"] for one in listed["items"]]) == (2, [newer["id"]])
+    rest = await whole.http.get("/api/v1/operations", params={"cursor": listed["next_cursor"]})
+    assert [one["id"] for one in rest.json()["items"]] == [plain["id"]]
+    assert (await done(whole, "cancel", filter={}))["matched"] == 3, "it leaves operations alone"
 
 
 async def test_by_ids_each_with_its_outcome(whole: Bench) -> None:
@@ -170,6 +230,11 @@ async def test_the_same_key_is_one_operation(whole: Bench) -> None:
     assert other.json()["code"] == "idempotency_key_reused"
 
 
+LISTS = ("state", "queue", "pool", "type", "priority", "tags", "tags_any", "worker", "batch", "workflow")
+TEXTS = ("unique_key", "concurrency_key", "id_prefix", "error_contains", "payload_contains", "text")
+"""What a script has empty when it was filled with nothing: it must not mean all jobs."""
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -182,6 +247,8 @@ async def test_the_same_key_is_one_operation(whole: Bench) -> None:
         ({"action": "move", "filter": {}}, "args.queue"),
         ({"action": "requeue", "filter": {}, "args": {"x": 1}}, "args"),
         ({"action": "hold", "ids": []}, "ids"),
+        *(({"action": "hold", "filter": {name: []}}, f"filter.{name}") for name in LISTS),
+        *(({"action": "hold", "filter": {name: ""}}, f"filter.{name}") for name in TEXTS),
         ({"action": "hold", "ids": ["no id"]}, "ids[0]"),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import Raw
@@ -257,6 +258,31 @@ async def test_a_filter_of_a_newer_version_is_refused_whole_and_at_once(
         assert refused.problem is not None
         assert refused.problem.code == BadRequest.code
         writer.close()
+
+
+async def test_what_an_older_process_would_misread_is_asked_by_a_name_that_it_does_not_know(
+    topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[type] = []
+    real = ReadServer._answer
+
+    async def noted(server: ReadServer, call: protocol.Call) -> Any:
+        asked.append(type(call))
+        return await real(server, call)
+
+    monkeypatch.setattr(ReadServer, "_answer", noted)
+    async with (
+        memory_log(topics) as log,
+        process(log, topics, tmp_path, "a"),
+        RemoteReadModel(log, topics) as remote,
+    ):
+        at = Moment(text_time_ms("2026-01-01T00:00:00Z"))
+        for wanted in (JobFilter(queue=("q",)), JobFilter(batch=("b",)), JobFilter(workflow=("w",))):
+            await remote.search(SearchQuery(filter=wanted))
+            await remote.search(SearchQuery(filter=wanted, at=at))
+            await remote.outcomes([(Position(0, 0, 0), "default", "j")], wanted)
+    newer = [protocol.SearchNewer, protocol.SearchNewer, protocol.GetOutcomesNewer]
+    assert asked == [protocol.SearchJobs, protocol.SearchJobsAt, protocol.GetOutcomes, *newer, *newer]
 
 
 async def test_a_read_that_breaks_is_answered_and_others_go_on(

@@ -7,7 +7,7 @@ from random import Random
 
 import msgspec
 
-from penstock.api.operating import OPERATION
+from penstock.api.orders import OPERATION
 from penstock.core.job_state import TERMINAL
 from penstock.orchestrator.outbox import QuarantineLine
 from penstock.projections.port import HistoryPage, JobView
