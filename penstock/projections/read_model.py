@@ -71,6 +71,8 @@ class Part:
         self.queries = PartitionQueries(store, self.projector.groups)
         self.waiters = self.projector.waiters
         self.end_offset = store.next_offset
+        self.first_end = 0
+        """Where the log ended as the service began."""
         self.committed_s = 0.0
         """When it was last committed by its own service, by the performance counter."""
 
@@ -199,6 +201,18 @@ class ReadModelService:
     def offsets(self) -> dict[int, int]:
         """Next offset to fold by partition."""
         return {number: part.store.committed_offset for number, part in self._parts.items()}
+
+    @property
+    def served(self) -> dict[int, int]:
+        """Next offset to fold by partition, of those that are folded up to where the log ended as the service began.
+
+        Others would answer with a part of what was long there.
+        """
+        return {
+            number: part.store.committed_offset
+            for number, part in self._parts.items()
+            if part.store.committed_offset >= part.first_end
+        }
 
     @property
     def lags(self) -> dict[int, int]:

@@ -111,7 +111,7 @@ class ReadServer:
             projection=self._name,
             incarnation=self._incarnation,
             address=self.address,
-            partitions=self._service.offsets,
+            partitions=self._service.served,
             leaving=leaving,
             at=time.time_ns() // 1_000_000,
             rules=self._rules,

@@ -119,6 +119,8 @@ class ProjectionService(ReadModelService):
             for store in await open_partitions(self._log, places, self._kind, self._snapshots):
                 self.attach(store)
             await self._ask_ends()
+            for part in self._parts.values():
+                part.first_end = part.end_offset
             # Entered here and not by the task: what cannot start is told to whoever starts it, and is not cut short.
             starts = {
                 (self.topics.jobs, number): part.store.next_offset for number, part in self._parts.items()

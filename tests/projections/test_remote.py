@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from penstock.schemas.times import text_time_ms
 from penstock.schemas.topics import BROADCAST, Topics
 from tests.projections.test_service import WAIT_MS, enqueue, highest
 from tests.state.shelf import Shelf
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -203,6 +205,29 @@ async def test_a_process_that_is_announced_and_dead_is_passed_over(topics: Topic
         await log.append(topics.signals, BROADCAST, encode_messages([dead]))
         assert await remote.counts() == []
         assert (await remote.list_jobs(JobsQuery())).items == []
+
+
+async def test_one_that_folds_anew_is_not_asked_until_it_has_what_was_there(
+    topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer with a part of what was acknowledged long ago."""
+    gate = asyncio.Event()
+    real = ProjectionService._fold
+
+    async def held_up(service: ProjectionService, records: Any) -> None:
+        await gate.wait()
+        await real(service, records)
+
+    async with memory_log(topics) as log:
+        for number in range(20):
+            await enqueue(log, topics, f"j{number}")
+        monkeypatch.setattr(ProjectionService, "_fold", held_up)
+        async with process(log, topics, tmp_path, "a"), RemoteReadModel(log, topics) as remote:
+            with pytest.raises(ReadModelUnavailable):
+                await remote.counts()
+            gate.set()
+            await until(lambda: len(remote._directory.cover(range(4), time.monotonic())[1]) == 0)
+            assert sum(row.jobs for row in await remote.counts()) == 20
 
 
 async def test_a_process_of_another_log_is_not_asked(topics: Topics, tmp_path: Path) -> None:
