@@ -122,9 +122,11 @@ AtText = Annotated[str, Meta(max_length=64)]
 
 
 class CountsQuery(ReadQuery, frozen=True):
-    """``at``: as they were at a time (RFC 3339) or a position of the log."""
+    """``at``: as they were at a time (RFC 3339) or a position of the log. ``batch``, ``workflow``: of its jobs."""
 
     at: AtText | None = None
+    batch: CheckedName | None = None
+    workflow: CheckedName | None = None
 
 
 class JobQuery(ReadQuery, frozen=True):

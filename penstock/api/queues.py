@@ -13,7 +13,8 @@ from penstock.api.http import Answer, Operation, answer, query
 from penstock.api.jobs import READ_HEADERS, TENANT, wait_for
 from penstock.api.models import Counts, CountsQuery, Queues, QueueView, ReadQuery, Unhandled
 from penstock.api.moments import moment_of
-from penstock.projections.port import CountRow, Moment
+from penstock.projections.port import ALL, CountRow, JobFilter, Moment
+from penstock.schemas.errors import InvalidField
 
 
 def unhandled(rows: Sequence[CountRow], handled: set[tuple[str, str]]) -> list[Unhandled]:
@@ -25,9 +26,10 @@ def unhandled(rows: Sequence[CountRow], handled: set[tuple[str, str]]) -> list[U
     return [Unhandled(job_type, pool, jobs) for (job_type, pool), jobs in ready.most_common() if jobs]
 
 
-async def counts_of(deps: ApiDeps, at: Moment | None = None) -> Counts:
-    """Counts of the tenant in every direction. As of a moment nothing is told of workers, who leave no trace."""
-    rows = [row for row in await deps.read_model.counts(TENANT, at) if row.jobs]
+async def counts_of(deps: ApiDeps, at: Moment | None = None, among: JobFilter = ALL) -> Counts:
+    """Counts of the tenant, or of one batch or workflow, in every direction. As of a moment nothing is told of workers,
+    who leave no trace."""
+    rows = [row for row in await deps.read_model.counts(TENANT, at, among=among) if row.jobs]
     states: Counter[str] = Counter()
     queues: Counter[str] = Counter()
     types: Counter[str] = Counter()
@@ -43,7 +45,14 @@ async def get_counts(request: Request) -> Response:
     deps = deps_of(request)
     asked = query(request, CountsQuery)
     await wait_for(request, deps, asked)
-    return answer(await counts_of(deps, None if asked.at is None else await moment_of(deps, asked.at)))
+    if asked.batch is not None and asked.workflow is not None:
+        raise InvalidField("workflow: give it or a batch, not both", field="workflow")
+    among = JobFilter(
+        batch=() if asked.batch is None else (asked.batch,),
+        workflow=() if asked.workflow is None else (asked.workflow,),
+    )
+    at = None if asked.at is None else await moment_of(deps, asked.at)
+    return answer(await counts_of(deps, at, among))
 
 
 async def list_queues(request: Request) -> Response:

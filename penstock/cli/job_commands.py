@@ -431,11 +431,18 @@ def _states(states: Iterable[tuple[str, int]]) -> str:
     return " ".join(f"{state}={jobs}" for state, jobs in states)
 
 
-def counts(ctx: typer.Context, at: AtOption = "", output: Output = None, server: Server = None) -> None:
+def counts(
+    ctx: typer.Context,
+    batch: Annotated[str | None, typer.Option(help="Only jobs of this batch.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only jobs of this workflow.")] = None,
+    at: AtOption = "",
+    output: Output = None,
+    server: Server = None,
+) -> None:
     """Show exact numbers of jobs by state, queue, pool and type."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        found = client.counts(at)
+        found = client.counts(at, batch=batch, workflow=workflow)
     if cli.printer.json:
         cli.printer.value(found)
         return

@@ -236,6 +236,10 @@ class Calls:
         """What ``GET /api/v1/<name>`` answers."""
         return (yield from self._read(f"{API}/{name}", **params))
 
+    def counts(self, at: str, batch: str | None, workflow: str | None) -> Generator[Any, Any, Any]:
+        """See :meth:`penstock.client.http.Client.counts`."""
+        return (yield from self.resource("counts", at=at, batch=batch or "", workflow=workflow or ""))
+
     def wait(self, job_id: str, timeout_ms: int) -> Generator[Any, Any, Json]:
         """See :meth:`penstock.client.http.Client.wait`."""
         left_ms = timeout_ms

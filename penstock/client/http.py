@@ -298,9 +298,12 @@ class Client:
         """The job once it has ended. Raises TimeoutError, JobNotFound."""
         return self._run(self._calls.wait(job_id, timeout_ms))
 
-    def counts(self, at: datetime | str | None = None) -> Any:
-        """Exact numbers of jobs by state, queue, pool and type; ``at``: as they were, counted job by job."""
-        return self._run(self._calls.resource("counts", at=moment_text(at)))
+    def counts(
+        self, at: datetime | str | None = None, *, batch: str | None = None, workflow: str | None = None
+    ) -> Any:
+        """Exact numbers of jobs by state, queue, pool and type, of all or of a batch or workflow; ``at``: as they were,
+        counted job by job."""
+        return self._run(self._calls.counts(moment_text(at), batch, workflow))
 
     def queues(self) -> Any:
         return self._run(self._calls.resource("queues"))

@@ -255,9 +255,11 @@ class AsyncClient:
         """As :meth:`~penstock.client.http.Client.wait`."""
         return await self._run(self._calls.wait(job_id, timeout_ms))
 
-    async def counts(self, at: datetime | str | None = None) -> Any:
+    async def counts(
+        self, at: datetime | str | None = None, *, batch: str | None = None, workflow: str | None = None
+    ) -> Any:
         """As :meth:`~penstock.client.http.Client.counts`."""
-        return await self._run(self._calls.resource("counts", at=moment_text(at)))
+        return await self._run(self._calls.counts(moment_text(at), batch, workflow))
 
     async def queues(self) -> Any:
         return await self._run(self._calls.resource("queues"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple, Protocol
@@ -63,13 +63,17 @@ def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
         marks.append(_key_mark(_UNIQUE, job.tenant, job.unique_key))
     if job.concurrency_key:
         marks.append(_key_mark(_CONCURRENCY, job.tenant, job.concurrency_key))
-    if job.batch:
-        marks.append(_mark(_BATCH, job.tenant, job.batch))
-    if job.workflow:
-        marks.append(_mark(_WORKFLOW, job.tenant, job.workflow))
+    if job.batch or job.workflow:
+        marks += batch_marks(job.tenant, (job.batch,), (job.workflow,))
     if has_errors:
         marks.append(errors_mark(job.tenant))
     return marks
+
+
+def batch_marks(tenant: str, batches: Iterable[str], workflows: Iterable[str]) -> list[bytes]:
+    """What the keys of jobs of these batches, and of these workflows, begin with. An empty name is none."""
+    marks = [_mark(_BATCH, tenant, name) for name in batches if name]
+    return marks + [_mark(_WORKFLOW, tenant, name) for name in workflows if name]
 
 
 def errors_mark(tenant: str) -> bytes:
@@ -117,9 +121,9 @@ class Candidates:
         by_group = [(INDEX, group.prefix, group.newest_ms) for group in groups]
         if sum(group.jobs for group in groups) <= FEW_IN_GROUPS:
             return self._merged(by_group, window)
-        for kind, names in ((_BATCH, wanted.batch), (_WORKFLOW, wanted.workflow)):
-            if names:
-                return self._marked([_mark(kind, tenant, name) for name in names], window)
+        if wanted.batch or wanted.workflow:
+            marks = batch_marks(tenant, wanted.batch, () if wanted.batch else wanted.workflow)
+            return self._marked(marks, window)
         if wanted.tags:
             return self._marked([_mark(_TAG, tenant, wanted.tags[0])], window)
         if wanted.tags_any:

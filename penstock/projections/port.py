@@ -149,8 +149,22 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
 
     @property
     def counted(self) -> bool:
-        """Whether groups alone answer it, so that how many match is known without looking at any."""
-        return self == JobFilter(state=self.state, queue=self.queue, pool=self.pool, type=self.type)
+        """Whether counters alone answer it, so that how many match is known without looking at any."""
+        alone = JobFilter(
+            state=self.state, queue=self.queue, pool=self.pool, type=self.type, batch=self.batch,
+            workflow=self.workflow,
+        )  # fmt: skip
+        return self == alone and len(self.batch) + len(self.workflow) <= 1
+
+    def takes(self, row: CountRow) -> bool:
+        """Whether jobs so counted have the state, queue, pool and type that are asked for."""
+        asked = (
+            (self.state, row.state),
+            (self.queue, row.queue),
+            (self.pool, row.pool),
+            (self.type, row.type),
+        )
+        return all(not names or name in names for names, name in asked)
 
     @property
     def is_newer(self) -> bool:
@@ -161,6 +175,10 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     def looks_inside(self) -> bool:
         """Whether errors or bodies are asked for."""
         return bool(self.error_contains or self.payload_contains or self.text or self.has_errors is not None)
+
+
+ALL = JobFilter()
+"""All jobs."""
 
 
 class JobsQuery(Struct, frozen=True, kw_only=True):
@@ -340,8 +358,10 @@ class ReadModel(Protocol):
         """What an operation has done. ``cursor``: the last job id of the page before."""
         ...
 
-    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
-        """Exact numbers, now or as they were: these are counted job by job."""
+    async def counts(
+        self, tenant: str = "default", at: Moment | None = None, *, among: JobFilter = ALL
+    ) -> list[CountRow]:
+        """Exact numbers, now or as they were: these are counted job by job. ``among``: of one batch, or workflow."""
         ...
 
     async def quarantined(

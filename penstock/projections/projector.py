@@ -16,6 +16,7 @@ from penstock.core.job import Job
 from penstock.core.partition import Folded
 from penstock.log.kv import Batch
 from penstock.log.port import Record
+from penstock.projections.batch_counts import BatchCounts
 from penstock.projections.candidates import errors_mark, marks_of
 from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
@@ -89,6 +90,7 @@ class Projector:
         self.store = store
         self.numbers = numbers or ProjectionNumbers()
         self.groups = Groups(store.store)
+        self.batches = BatchCounts(store.store)
         self.operated = Operated(store.store)
         self.unindexed = Unindexed(store.store, kept=indexed)
         self._touched: dict[str, _Touched] = {}
@@ -167,6 +169,7 @@ class Projector:
         self._quarantined.clear()
         self._forgotten.clear()
         self._activated.clear()
+        self.batches.written()
         self.operated.written()
         self.unindexed.written()
         self.numbers.commits += 1
@@ -239,6 +242,7 @@ class Projector:
         for position, version in self._activated:
             put(ACTIVATED, number(position), encode(version))
         self.groups.write(batch)
+        self.batches.write(batch)
         self.operated.write(batch)
         self.unindexed.write(batch, self.store.next_offset)
 
@@ -260,9 +264,11 @@ class Projector:
         if old is not None and before is not None:
             batch.delete(INDEX, index_key(old.prefix, before.created_at_ms, before.id))
             groups.remove(old)
+            self.batches.add(before, -1)
         if new is not None and after is not None:
             batch.put(INDEX, index_key(new.prefix, after.created_at_ms, after.id), b"")
             groups.add(new, after.created_at_ms)
+            self.batches.add(after)
 
     def _write_marks(self, batch: Batch, key: str, before: Job | None, after: Job | None) -> None:
         """Most jobs have none. They stay alike until a job is deleted or gone, but for that of its first error."""

@@ -122,6 +122,15 @@ class GetCountsAt(Struct, frozen=True, tag="counts_at"):
     partitions: list[int]
 
 
+class GetCountsAmong(Struct, frozen=True, tag="counts_among"):
+    """As both of these, of one batch or workflow."""
+
+    tenant: str
+    at: Moment | None
+    among: JobFilter
+    partitions: list[int]
+
+
 class ListQuarantined(Struct, frozen=True, tag="quarantined"):
     limit: int
     cursor: str
@@ -134,7 +143,8 @@ class GetStatus(Struct, frozen=True, tag="status"):
 
 Call = (
     Wait | GetJob | GetJobAsOf | GetHistory | GetVerdicts | GetOutcomes | GetOutcomesNewer | ListJobs
-    | SearchJobs | SearchJobsAt | SearchNewer | ListOperated | GetCounts | GetCountsAt | ListQuarantined | GetStatus
+    | SearchJobs | SearchJobsAt | SearchNewer | ListOperated | GetCounts | GetCountsAt
+    | GetCountsAmong | ListQuarantined | GetStatus
 )  # fmt: skip
 
 

@@ -12,12 +12,14 @@ from penstock.core.rows import decode_job_row, job_row_key
 from penstock.core.rules import RuleSet
 from penstock.core.unique import decode_key_row, held_by, key_row_key
 from penstock.projections.as_of import Life, life_after
+from penstock.projections.batch_counts import BatchCounts
 from penstock.projections.candidates import Candidates, ListKey
 from penstock.projections.filters import Inside, passes_inside, row_test
 from penstock.projections.forgotten import ForgottenJobs
 from penstock.projections.groups import Groups
 from penstock.projections.operated import Operated
 from penstock.projections.port import (
+    ALL,
     NULL,
     CountRow,
     HistoryItem,
@@ -94,6 +96,7 @@ class PartitionQueries:
         self._kv = store.store
         self.candidates = Candidates(self._kv, groups)
         self.operated = Operated(self._kv)
+        self._batches = BatchCounts(self._kv)
         self.forgotten = ForgottenJobs(self._kv, self.life_at)
         self.partition = store.partition
 
@@ -179,10 +182,16 @@ class PartitionQueries:
 
     def number_of(self, tenant: str, wanted: JobFilter) -> int:
         """Exact number of jobs with the state, queue, type and pool that are asked for."""
+        if wanted.batch or wanted.workflow:
+            rows = self._batches.rows(tenant, wanted)
+            return sum(row.jobs for row in rows if wanted.takes(row))
         groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
         return sum(group.jobs for group in groups)
 
-    def counts(self, tenant: str) -> list[CountRow]:
+    def counts(self, tenant: str, among: JobFilter = ALL) -> list[CountRow]:
+        """Of all jobs, or among those of one batch or workflow."""
+        if among != ALL:
+            return list(self._batches.rows(tenant, among))
         return [
             CountRow(group.name.state, group.name.queue, group.name.pool, group.name.job_type, group.jobs)
             for group in self._groups.matching(tenant)

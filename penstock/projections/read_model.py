@@ -22,6 +22,7 @@ from penstock.projections.indexing import IndexedPart, Indexer
 from penstock.projections.merge import QuarantinePage
 from penstock.projections.operated import remove_operated
 from penstock.projections.port import (
+    ALL,
     CountRow,
     HistoryPage,
     JobFilter,
@@ -327,12 +328,13 @@ class ReadModelService:
         return self._reads.operated(operation, limit, cursor, partitions)
 
     async def counts(
-        self, tenant: str = "default", at: Moment | None = None, partitions: Collection[int] | None = None
-    ) -> list[CountRow]:
+        self, tenant: str = "default", at: Moment | None = None, partitions: Collection[int] | None = None, *,
+        among: JobFilter = ALL,
+    ) -> list[CountRow]:  # fmt: skip
         if at is None:
-            return self._reads.counts(tenant, partitions)
+            return self._reads.counts(tenant, partitions, among=among)
         self._check_kept(at)
-        return await self._reads.counts_at(tenant, at, partitions)
+        return await self._reads.counts_at(tenant, at, partitions, among=among)
 
     def _check_kept(self, at: Moment | None) -> None:
         """Jobs that were forgotten since the moment must still have their histories. Raises InvalidField."""

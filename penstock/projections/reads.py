@@ -16,6 +16,7 @@ from penstock.projections.merge import (
     parse_quarantine_cursor,
 )
 from penstock.projections.port import (
+    ALL,
     CountRow,
     HistoryPage,
     JobFilter,
@@ -147,16 +148,20 @@ class LocalReads:
             pages.append(OperatedPage(found[:limit], more, queries.operated.counts(operation)))
         return merge_operated(pages, limit)
 
-    def counts(self, tenant: str, partitions: Collection[int] | None = None) -> list[CountRow]:
-        return merge_counts(row for queries in self._asked(partitions) for row in queries.counts(tenant))
+    def counts(
+        self, tenant: str, partitions: Collection[int] | None = None, *, among: JobFilter = ALL
+    ) -> list[CountRow]:
+        return merge_counts(
+            row for queries in self._asked(partitions) for row in queries.counts(tenant, among)
+        )
 
     async def counts_at(
-        self, tenant: str, at: Moment, partitions: Collection[int] | None = None
+        self, tenant: str, at: Moment, partitions: Collection[int] | None = None, *, among: JobFilter = ALL
     ) -> list[CountRow]:
         """The counts as they were, counted job by job."""
         counted: list[CountRow] = []
         for queries in self._asked(partitions):
-            counted += await (await Past.of(queries, at)).counts(tenant)
+            counted += await (await Past.of(queries, at)).counts(tenant, among)
         return merge_counts(counted)
 
     def quarantined(

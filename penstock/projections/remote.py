@@ -32,6 +32,7 @@ from penstock.projections.merge import (
     merge_quarantine,
 )
 from penstock.projections.port import (
+    ALL,
     CountRow,
     HistoryPage,
     JobFilter,
@@ -310,13 +311,18 @@ class RemoteReadModel:
         check_limit(limit)
         return merge_operated(await self._spread(self._all, ask), limit)
 
-    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
+    async def counts(
+        self, tenant: str = "default", at: Moment | None = None, *, among: JobFilter = ALL
+    ) -> list[CountRow]:
+        def call_for(partitions: list[int]) -> protocol.Call:
+            if among != ALL:
+                return protocol.GetCountsAmong(tenant, at, among, partitions)
+            if at is None:
+                return protocol.GetCounts(tenant, partitions)
+            return protocol.GetCountsAt(tenant, at, partitions)
+
         async def ask(address: str, partitions: list[int]) -> list[CountRow]:
-            call = (
-                protocol.GetCounts(tenant, partitions)
-                if at is None
-                else protocol.GetCountsAt(tenant, at, partitions)
-            )
+            call = call_for(partitions)
             return _counts.decode(await self._ask(address, partitions, call))
 
         answers = await self._spread(self._all, ask)

@@ -226,6 +226,8 @@ class ReadServer:
                 return await service.counts(call.tenant, partitions=call.partitions)
             case protocol.GetCountsAt():
                 return await service.counts(call.tenant, call.at, call.partitions)
+            case protocol.GetCountsAmong():
+                return await service.counts(call.tenant, call.at, call.partitions, among=call.among)
             case protocol.ListQuarantined():
                 return await service.quarantined(call.limit, call.cursor, call.partitions)
             case protocol.GetStatus():

@@ -11,14 +11,14 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Protocol, Self
 
 from penstock.core.job_state import Job
 from penstock.projections.as_of import Life
 from penstock.projections.candidates import ListKey, Window
 from penstock.projections.filters import Inside, passes_inside, row_test
-from penstock.projections.port import NULL, CountRow, JobFilter, JobView, Moment
+from penstock.projections.port import ALL, NULL, CountRow, JobFilter, JobView, Moment
 from penstock.projections.queries import PartitionQueries
 from penstock.schemas.ids import job_key
 
@@ -133,14 +133,21 @@ class Past:
         prefix = job_key(tenant, "")
         return [key for key in self._gone if key.startswith(prefix)]
 
-    async def counts(self, tenant: str) -> list[CountRow]:
+    async def counts(self, tenant: str, among: JobFilter = ALL) -> list[CountRow]:
         """Counted job by job, with everybody else's turn in between: some microseconds for a job that has not changed
         since, some tens for one that has."""
         counted: Counter[tuple[str, str, str, str]] = Counter()
-        async for job in self._jobs(tenant):
+        async for job in self._jobs(tenant) if among == ALL else self._some(tenant, among):
             if job.tenant == tenant and job.state != "deleted":
                 counted[job.state, job.queue, job.pool, job.job_type] += 1
         return [CountRow(*name, jobs) for name, jobs in counted.items()]
+
+    async def _some(self, tenant: str, wanted: JobFilter) -> AsyncIterator[Job]:
+        places = self.places(tenant, wanted, None, descending=True)
+        while slice_ := list(islice(places, SLICE_JOBS)):
+            for job in self.matching(tenant, wanted, slice_):
+                yield job
+            await asyncio.sleep(0)
 
     async def _jobs(self, tenant: str) -> AsyncIterator[Job]:
         gone = self._gone_of(tenant)

@@ -18,6 +18,7 @@ from penstock.orchestrator.lines import LeaderLines
 from penstock.orchestrator.outputs import Now, Outputs
 from penstock.orchestrator.rows import RANK
 from penstock.projections.port import (
+    ALL,
     CountRow,
     HistoryPage,
     JobFilter,
@@ -236,11 +237,13 @@ class InstantReadModel:
         with self._log.lock:
             return self._log.reads.operated(operation, limit, cursor)
 
-    async def counts(self, tenant: str = "default", at: Moment | None = None) -> list[CountRow]:
+    async def counts(
+        self, tenant: str = "default", at: Moment | None = None, *, among: JobFilter = ALL
+    ) -> list[CountRow]:
         if at is not None:
-            return await self._log.reads.counts_at(tenant, at)
+            return await self._log.reads.counts_at(tenant, at, among=among)
         with self._log.lock:
-            return self._log.reads.counts(tenant)
+            return self._log.reads.counts(tenant, among=among)
 
     async def quarantined(
         self, limit: int = 100, cursor: str = ""

@@ -61,6 +61,45 @@ async def test_a_batch_is_found_followed_and_changed_as_one(whole: Bench) -> Non
     assert {(await whole.job(name))["state"] for name in ("alone", "other")} == {"ready"}
 
 
+async def test_what_a_batch_comes_to(whole: Bench) -> None:
+    """Exact, now and as it was, without looking at its jobs one by one."""
+    await put_in(
+        whole, *({"id": f"i{n}", "batch": "b", "queue": ("q1", "q2")[n % 2]} for n in range(10)), {"id": "no"}
+    )
+    await put_in(whole, {"id": "w", "workflow": "b"})
+    for n in (0, 1, 2):
+        answer = await whole.http.post(f"/api/v1/jobs/i{n}/cancel")
+    position = answer.headers["penstock-position"]
+    await whole.http.delete("/api/v1/jobs/i0")
+    deleted = await whole.http.delete("/api/v1/jobs/i9")
+
+    async def counted(**params: str) -> dict[str, Any]:
+        found = await whole.http.get(
+            "/api/v1/counts", params={"after": deleted.headers["penstock-position"], **params}
+        )
+        assert found.status_code == 200, found.text
+        told: dict[str, Any] = found.json()
+        return told
+
+    told = await counted(batch="b")
+    assert (told["total"], told["states"], told["queues"]) == (
+        8,
+        {"cancelled": 2, "ready": 6},
+        {"q1": 4, "q2": 4},
+    )
+    assert (await counted(workflow="b"))["states"] == {"ready": 1}
+    assert (await counted(batch="none"))["total"] == 0
+    for job in ("i0", "i9"):
+        assert (await whole.http.get(f"/api/v1/jobs/{job}")).status_code == 404
+    was = await counted(batch="b", at=(await whole.job("i2"))["finished_at"])
+    assert (was["total"], was["states"]["cancelled"]) == (10, 3)
+    assert (await counted(batch="b", at=position))["total"] == 10
+    page = await whole.http.post("/api/v1/jobs/search", json={"filter": {"batch": "b", "state": "cancelled"}})
+    assert page.json()["total"] == 2
+    both = await whole.http.get("/api/v1/counts", params={"batch": "b", "workflow": "b"})
+    assert (both.status_code, both.json()["errors"][0]["field"]) == (422, "workflow")
+
+
 async def test_they_go_with_keys_and_a_clone_has_them_too(whole: Bench) -> None:
     first = await whole.enqueue(
         batch="b", workflow="w", unique={"key": "k"}, concurrency_key="k", idempotency_key="once"

@@ -141,6 +141,8 @@ def test_batches_and_workflows(ask: Run) -> None:
         "b-2",
     ]
     assert ids(ask("jobs", "search", "--workflow", "nightly", "--output", "json")) == ["b-1"]
+    assert ask("counts", "--batch", "import", "--output", "json").json["states"] == {"scheduled": 2}
+    assert ask("counts", "--workflow", "nightly", "--output", "json").json["total"] == 1
     held = ask("operations", "start", "hold", "--batch", "import", "--wait", "--output", "json")
     assert held.json["outcomes"] == {"applied": 2}
     heard = ask("events", "--after", token, "--workflow", "nightly", "--count", "1")

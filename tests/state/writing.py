@@ -140,6 +140,8 @@ class Writer:
             metadata=Raw(b'{"m":1}' if variant % 4 == 0 else b"null"),
             max_attempts=1 + variant % 3,
             tags=TAGS[: variant % 3],
+            batch=("", "b1", "b2")[variant % 3],
+            workflow=("", "w")[variant % 2],
         )
 
     def _lease(self, job_id: str, variant: int) -> None:
