@@ -269,7 +269,7 @@ class Client:
             filters: as ``GET /events`` takes them: ``types``, ``job``, ``state``, ``queue``, ``type``, ...
 
         Raises:
-            PositionGone: the log no longer has what follows ``after``.
+            PositionGone: the log was trimmed beyond ``after``, or ends before it.
         """
         while True:
             call = Call("GET", EVENTS, events_params(after, filters))
