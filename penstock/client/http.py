@@ -131,7 +131,10 @@ class Client:
         return self._run(self._calls.change(job_id, "delete", {}))
 
     def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
-        """A new job with the payload and settings of this one, save for what is given. It runs at once."""
+        """A new job with the payload and settings of this one, save for what is given. It runs at once.
+
+        What is given as None is dropped: ``payload=None`` is no payload, ``batch=None`` no batch.
+        """
         return self._run(self._calls.clone(job_id, changes))
 
     def get(self, job_id: str, at: datetime | str | None = None) -> Json:

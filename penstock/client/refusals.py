@@ -18,8 +18,8 @@ _decode = msgspec.json.Decoder().decode
 _decode_parts = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _WANTED = {
-    NAME_PATTERN: "a name is 1 to 128 letters, digits and . _ - : /, and begins with a letter, a digit or _",
-    JOB_ID_PATTERN: "an id is 1 to 128 letters, digits and . _ - :, and may go on with ~ and up to 64 of them",
+    NAME_PATTERN: "a name is 1 to 128 letters, digits and . _ - : /, no space, and begins with a letter, a digit or _",
+    JOB_ID_PATTERN: "an id is 1 to 128 letters, digits and . _ - :, no space, and may go on with ~ and up to 64 more",
     IDEMPOTENCY_KEY_PATTERN: "1 to 200 visible ASCII characters",
 }
 _BY_REASON = {

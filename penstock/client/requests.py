@@ -66,8 +66,8 @@ class UniqueOptions(TypedDict, total=False):
     on_conflict: OnConflict
 
 
-class JobOptions(TypedDict, total=False):
-    """Everything a producer may say about a job besides its type and payload.
+class OwnOptions(TypedDict, total=False):
+    """What a job has for itself, and a clone of it does not take over.
 
     ``run_at`` and ``expires_at`` are aware datetimes or RFC 3339 text; ``_ms`` fields are milliseconds.
     ``idempotency_key`` stands for an id: the same key again is no second job.
@@ -75,29 +75,46 @@ class JobOptions(TypedDict, total=False):
 
     id: str
     idempotency_key: str
+    run_at: datetime | str
+    delay_ms: int
+    expires_at: datetime | str
+    unique: UniqueOptions
+    trace: str
+
+
+class JobOptions(OwnOptions, total=False):
+    """Everything a producer may say about a job besides its type and payload."""
+
     queue: str
     pool: str
     priority: Priority
     tags: Sequence[str]
     metadata: Mapping[str, Any]
-    run_at: datetime | str
-    delay_ms: int
     timeout_ms: int
-    expires_at: datetime | str
     max_attempts: int
     backoff: Backoff | Mapping[str, Any]
-    unique: UniqueOptions
     concurrency_key: str
     batch: str
     workflow: str
-    trace: str
 
 
-class CloneOptions(JobOptions, total=False):
-    """What a clone is to have otherwise than the job that it is made of."""
+class CloneOptions(OwnOptions, total=False):
+    """What a clone is to have otherwise than the job that it is made of. None: not what that one has, but what a
+    new job has where nothing is said."""
 
     type: str
     payload: Any
+    queue: str | None
+    pool: str | None
+    priority: Priority | None
+    tags: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+    timeout_ms: int | None
+    max_attempts: int | None
+    backoff: Backoff | Mapping[str, Any] | None
+    concurrency_key: str | None
+    batch: str | None
+    workflow: str | None
 
 
 class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):

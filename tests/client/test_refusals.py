@@ -14,8 +14,8 @@ from penstock.api.search import SearchRequest
 from penstock.client.requests import decode_request, invalid_field
 from penstock.schemas.errors import InvalidField, MalformedJson
 
-NAME = "a name is 1 to 128 letters, digits and . _ - : /, and begins with a letter, a digit or _"
-ID = "an id is 1 to 128 letters, digits and . _ - :, and may go on with ~ and up to 64 of them"
+NAME = "a name is 1 to 128 letters, digits and . _ - : /, no space, and begins with a letter, a digit or _"
+ID = "an id is 1 to 128 letters, digits and . _ - :, no space, and may go on with ~ and up to 64 more"
 
 
 @pytest.mark.parametrize(
