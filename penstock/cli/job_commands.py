@@ -241,6 +241,8 @@ def list_jobs(
     state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
     queue: Annotated[str, typer.Option(help="Only jobs of this queue.")] = "",
     job_type: Annotated[str, typer.Option("--type", help="Only jobs of this type.")] = "",
+    batch: Annotated[str, typer.Option(help="Only jobs of this batch.")] = "",
+    workflow: Annotated[str, typer.Option(help="Only jobs of this workflow.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
     cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",
     at: AtOption = "",
@@ -250,7 +252,9 @@ def list_jobs(
     """List jobs, newest first."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type, at=at)
+        page = client.jobs_page(
+            cursor=cursor, limit=limit, state=state, queue=queue, type=job_type, batch=batch, workflow=workflow, at=at
+        )  # fmt: skip
     print_jobs(cli, page)
 
 

@@ -185,8 +185,9 @@ class Client:
         return self._run(self._calls.sweep_claims(older_than_ms, dry_run))
 
     def jobs(
-        self, *, state: str = "", queue: str = "", type: str = "", at: datetime | str | None = None
-    ) -> Iterator[Json]:
+        self, *, state: str = "", queue: str = "", type: str = "", batch: str = "", workflow: str = "",
+        at: datetime | str | None = None,
+    ) -> Iterator[Json]:  # fmt: skip
         """Jobs, newest first, read page by page; empty filters do not filter.
 
         Args:
@@ -194,7 +195,9 @@ class Client:
         """
         cursor = ""
         while True:
-            page = self.jobs_page(cursor=cursor, state=state, queue=queue, type=type, at=at)
+            page = self.jobs_page(
+                cursor=cursor, state=state, queue=queue, type=type, batch=batch, workflow=workflow, at=at
+            )
             yield from page["items"]
             cursor = page["next_cursor"] or ""
             if not cursor:
@@ -290,12 +293,13 @@ class Client:
             time.sleep(RECONNECT_S)
 
     def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "",
-        at: datetime | str | None = None,
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "", batch: str = "",
+        workflow: str = "", at: datetime | str | None = None,
     ) -> Json:  # fmt: skip
-        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total`` (null with ``at``)."""
-        filters = {"state": state, "queue": queue, "type": type, "at": moment_text(at)}
-        return self._run(self._calls.jobs_page(cursor, limit, **filters))
+        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total``, null with any of ``batch``,
+        ``workflow`` and ``at``."""
+        filters = {"state": state, "queue": queue, "type": type, "batch": batch, "workflow": workflow}
+        return self._run(self._calls.jobs_page(cursor, limit, at=moment_text(at), **filters))
 
     def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """The job once it has ended. Raises TimeoutError, JobNotFound."""
