@@ -30,6 +30,7 @@ from penstock.api.intake import Intake, Prepared, settled, trace_of
 from penstock.api.models import BulkAnswer, BulkItem, decode_jobs
 from penstock.api.problems import field_errors
 from penstock.client.idgen import new_ids
+from penstock.client.refusals import malformed
 from penstock.client.requests import JobRequest, all_shallow, check_depth, check_encoding
 from penstock.log.bundler import LinePosition
 from penstock.schemas.errors import (
@@ -37,7 +38,6 @@ from penstock.schemas.errors import (
     Conflict,
     InvalidField,
     LogError,
-    MalformedJson,
     PenstockError,
     ReadBehind,
     ReadModelUnavailable,
@@ -261,7 +261,7 @@ def _items_of(body: bytes) -> list[bytes]:
     except msgspec.ValidationError as error:
         raise InvalidField("the body is a JSON array of jobs", field="$") from error
     except (msgspec.DecodeError, RecursionError) as error:
-        raise MalformedJson(f"the body is not JSON: {error}") from error
+        raise malformed("the body", body, error) from error
     if not all_shallow(items):
         check_depth(body)
     return items

@@ -18,10 +18,7 @@ from penstock.api.deps import deps_of
 from penstock.api.http import Answer, Operation, answer, query, read_json
 from penstock.api.lookup import fold_to_end
 from penstock.api.models import NoQuery
-from penstock.schemas.limits import MAX_DURATION_MS
-
-LEAST_AGE_MS = 3_600_000
-"""No call lasts so long, from its body in the store to its line on the log."""
+from penstock.schemas.limits import MAX_DURATION_MS, MIN_SWEPT_AGE_MS
 
 BODY_BYTES = 4_096
 
@@ -29,7 +26,7 @@ BODY_BYTES = 4_096
 class SweepRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """``older_than_ms``: how old an object must be to be looked at."""
 
-    older_than_ms: Annotated[int, Meta(ge=LEAST_AGE_MS, le=MAX_DURATION_MS)] = 7 * 86_400_000
+    older_than_ms: Annotated[int, Meta(ge=MIN_SWEPT_AGE_MS, le=MAX_DURATION_MS)] = 7 * 86_400_000
     dry_run: bool = True
 
 

@@ -1,11 +1,13 @@
 """A job anew: another one with the same payload and settings, and with what is asked for besides.
 
 It is as the first one is now (moved, with another priority), with the attempts and the backoff that it began with. When
-it runs is not taken over: a clone runs at once, and does not expire, unless that is asked for.
+it runs is not taken over: a clone runs at once, and does not expire, unless that is asked for. A field that is null in
+the request is not taken over either: without it the clone is as a new job would be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import msgspec
@@ -44,28 +46,32 @@ _NONE = (b"null", b"[]")
 async def clone_job(request: Request) -> Response:
     deps = deps_of(request)
     await wait_for(request, deps, query(request, ReadQuery))
-    asked = await read_json(request, dict[str, Any], deps.job_max_bytes, empty=b"{}")
+    asked = await read_json(request, dict[str, Raw], deps.job_max_bytes, empty=b"{}")
     job = await find_job(deps, str(request.path_params["id"]))
-    given = {name: value for name, value in asked.items() if value is not None}
-    wanted, hashed = decode_job(_encode({**await _taken_over(deps, job), **given}))
+    wanted, hashed = decode_job(_encode({**await _taken_over(deps, job, asked), **asked}))
     wanted = with_key(wanted, idempotency_key(request))
     intake = Intake(deps)
     prepared = intake.prepare(wanted, hashed, deps.now_ms(), trace_of(request), cause=job.enqueued_event)
     return told(await intake.take(prepared))
 
 
-async def _taken_over(deps: ApiDeps, job: JobView) -> dict[str, Raw]:
-    """Fields of a request for the same job."""
+async def _taken_over(deps: ApiDeps, job: JobView, asked: Container[str]) -> dict[str, Raw]:
+    """Fields of a request for the same job, save for those that the caller has his own word on."""
     shown = _fields_in(_encode(job))
     found = {name: shown[name] for name in _AS_IT_IS}
-    # One that lies beside the log is the first job's alone, and goes with it.
-    found["payload"] = Raw(await whole_body(deps, job, job.payload))
+    if "payload" not in asked:
+        # One that lies beside the log is the first job's alone, and goes with it.
+        found["payload"] = Raw(await whole_body(deps, job, job.payload))
     page = await deps.read_model.history(TENANT, job.id, 1)
     first = page.items[0] if page is not None and page.items else None
     if first is not None and first.type == "Enqueued":
         began = _fields_in(first.event)
         found.update((name, began[name]) for name in _AS_IT_BEGAN if name in began)
-    return {name: value for name, value in found.items() if bytes(cast("Any", value)) not in _NONE}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in asked and bytes(cast("Any", value)) not in _NONE
+    }
 
 
 CLONE = Operation(

@@ -4,7 +4,7 @@ Each message is a JSON object: ``{"id", "event"}`` for an event, ``{"id"}`` to t
 with a problem before the server closes. A listener comes back with ``?after=`` and the last ``id``.
 
 What is wrong before the connection stands is an answer with a status. After that the close code is 4000 and the status:
-4410 where the log no longer has what follows, 4503 where the server stops or has no log or read model, 4408 for one
+4410 where the log does not have what follows, 4503 where the server stops or has no log or read model, 4408 for one
 that does not read.
 """
 

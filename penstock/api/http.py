@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.problems import FieldError, invalid
+from penstock.client.refusals import malformed
 from penstock.client.requests import check_json, invalid_field
 from penstock.schemas.errors import InvalidField, MalformedJson, TooLarge, UnsupportedMediaType
 from penstock.schemas.position import Position, parse_token
@@ -187,9 +188,9 @@ async def read_json(request: Request, kind: type[T], most_bytes: int, *, empty: 
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise invalid_field(error) from error
+        raise invalid_field(error, kind=kind) from error
     except msgspec.DecodeError as error:
-        raise MalformedJson(f"the body is not JSON: {error}") from error
+        raise malformed("the body", body, error) from error
     except RecursionError as error:
         raise MalformedJson("the body is nested too deep") from error
 
@@ -222,7 +223,7 @@ def query(request: HTTPConnection, kind: type[T]) -> T:
     try:
         found = msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise invalid_field(error) from error
+        raise invalid_field(error, kind=kind) from error
     # What would be taken for something else: the word null for nothing, a number for a time.
     mistaken = [
         FieldError(

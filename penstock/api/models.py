@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from penstock.api.problems import FieldError, invalid
 from penstock.client.requests import JobRequest, Moment, decode_request, decode_requests, invalid_field
@@ -98,9 +98,10 @@ def _every_error(body: bytes) -> list[FieldError]:
 
 
 class CloneRequest(JobRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As for a new job, and nothing is required: what is given replaces the first job's."""
+    """As for a new job, and nothing is required: what is given replaces the first job's, and null drops it. What a job
+    cannot be without is as in a new one then; only its type has no such default."""
 
-    type: CheckedName | None = None  # type: ignore[assignment]  # checked with the first job's fields in it
+    type: CheckedName | UnsetType = UNSET  # type: ignore[assignment]  # checked with the first job's fields in it
 
 
 # Query parameters

@@ -17,7 +17,7 @@ _PROBLEMS: Mapping[int, str] = {
     400: "The body cannot be read.",
     404: "There is no such thing.",
     409: "The state of things does not allow it.",
-    410: "The log no longer has what follows.",
+    410: "The log does not have what follows.",
     413: "Too large.",
     415: "The content type is not read here.",
     422: "A field or parameter is unknown or has a value that is not allowed; `errors` names each.",

@@ -233,7 +233,8 @@ def _invalid(raw: Raw, error: Exception) -> ReportItem:
         named = _decode_named(raw)
     except (msgspec.DecodeError, RecursionError):
         named = _Named()
-    message = invalid_field(error).message if isinstance(error, msgspec.ValidationError) else str(error)
+    refused = isinstance(error, msgspec.ValidationError)
+    message = invalid_field(error, kind=AnyReport).message if refused else str(error)
     return ReportItem(
         job=str(named.job)[:200], lease=str(named.lease)[:200], outcome="invalid", message=message
     )

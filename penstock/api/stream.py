@@ -99,8 +99,10 @@ class Listener:
                 if bounds.start:
                     raise PositionGone(f"the log no longer has what partition {partition} began with")
                 found[self._topic, partition] = 0
-            elif not bounds.start <= known.offset + 1 or known.offset > bounds.end:
+            elif known.offset + 1 < bounds.start:
                 raise PositionGone(f"the log no longer has what follows {known}", position=str(known))
+            elif known.offset > bounds.end:
+                raise PositionGone(f"the log ends before {known}: is it of another log?", position=str(known))
             else:
                 # The rest of that record may not have been told yet.
                 found[self._topic, partition] = max(known.offset, bounds.start)
@@ -110,7 +112,7 @@ class Listener:
         """What is heard, for ever.
 
         Raises:
-            PositionGone: the log was trimmed beyond where this listener is.
+            PositionGone: the log was trimmed beyond where this listener is, or ends before it.
             ReadModelUnavailable, LogUnavailable: they went away.
         """
         told_s = time.monotonic()
@@ -131,8 +133,10 @@ class Listener:
     async def _lines(self, tail: Tail) -> list[_Line]:
         try:
             records = await tail.poll(POLL_MS, POLL_RECORDS)
-        except (OffsetTrimmed, OffsetBeyondEnd) as error:
+        except OffsetTrimmed as error:
             raise PositionGone("the log no longer has what follows") from error
+        except OffsetBeyondEnd as error:
+            raise PositionGone("the log ends before what follows: it was cut, or made anew") from error
         if not records:
             return []
         await self._folded(records)

@@ -9,6 +9,7 @@ import typer
 from penstock.cli.context import Output, Server, cli_of
 from penstock.cli.settings import duration_ms
 from penstock.schemas.errors import InvalidField
+from penstock.schemas.limits import MAX_DURATION_MS, MIN_SWEPT_AGE_MS
 
 app = typer.Typer(help="Payloads and results that lie beside the log.", no_args_is_help=True)
 
@@ -35,6 +36,12 @@ def sweep(
         raise InvalidField(f"--older-than: {error}", field="older_than") from error
     if age_ms is None:
         raise InvalidField("--older-than: give an age", field="older_than")
+    if not MIN_SWEPT_AGE_MS <= age_ms <= MAX_DURATION_MS:
+        least_h, most_d = MIN_SWEPT_AGE_MS // 3_600_000, MAX_DURATION_MS // 86_400_000
+        raise InvalidField(
+            f"--older-than: must be {least_h}h to {most_d}d: a job may yet begin with what is younger",
+            field="older_than",
+        )
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
         swept = client.sweep_claims(age_ms, dry_run=not delete)

@@ -13,6 +13,7 @@ import typer
 from penstock.cli.context import Cli, Output, Server, cli_of
 from penstock.client.calls import Json
 from penstock.client.identity import with_id
+from penstock.client.refusals import malformed
 from penstock.client.requests import JobOptions
 from penstock.schemas.errors import InvalidField, MalformedJson, PenstockError, ServerUnreachable
 
@@ -167,7 +168,7 @@ def json_of(text: str | bytes | None, what: str) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedJson(f"{what} is not JSON: {error}") from error
+        raise malformed(what, data, error) from error
 
 
 def _enqueue_bulk(cli: Cli, job_type: str | None, options: dict[str, Any]) -> None:
@@ -215,7 +216,8 @@ def _bulk_requests(
         try:
             request = {**defaults, **msgspec.json.decode(line, type=dict[str, Any])}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = f"not a JSON object: {error}"
+            other = isinstance(error, msgspec.ValidationError)
+            message = f"not a JSON object: {error}" if other else malformed("the line", line, error).message
             unread.append(
                 {"line": number, "status": "rejected", "code": MalformedJson.code, "message": message}
             )
@@ -239,6 +241,8 @@ def list_jobs(
     state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
     queue: Annotated[str, typer.Option(help="Only jobs of this queue.")] = "",
     job_type: Annotated[str, typer.Option("--type", help="Only jobs of this type.")] = "",
+    batch: Annotated[str, typer.Option(help="Only jobs of this batch.")] = "",
+    workflow: Annotated[str, typer.Option(help="Only jobs of this workflow.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many.")] = 50,
     cursor: Annotated[str, typer.Option(help="Go on where an earlier page ended.")] = "",
     at: AtOption = "",
@@ -248,7 +252,9 @@ def list_jobs(
     """List jobs, newest first."""
     cli = cli_of(ctx, output, server=server)
     with cli.client() as client:
-        page = client.jobs_page(cursor=cursor, limit=limit, state=state, queue=queue, type=job_type, at=at)
+        page = client.jobs_page(
+            cursor=cursor, limit=limit, state=state, queue=queue, type=job_type, batch=batch, workflow=workflow, at=at
+        )  # fmt: skip
     print_jobs(cli, page)
 
 

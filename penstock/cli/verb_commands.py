@@ -149,6 +149,8 @@ def clone(
     queue: Annotated[str | None, typer.Option()] = None,
     pool: Annotated[str | None, typer.Option()] = None,
     priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Put it in with another batch.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Make it a step of another workflow.")] = None,
     delay_ms: Annotated[int | None, typer.Option(min=0, help="Run it so many ms from now.")] = None,
     job_id: Annotated[str | None, typer.Option("--id", help="Id of the clone.")] = None,
     output: Output = None,
@@ -156,9 +158,13 @@ def clone(
 ) -> None:
     """Put the same job in anew, with changes."""
     cli = cli_of(ctx, output, server=server)
-    changes: dict[str, Any] = {
-        "type": job_type, "payload": payload_of(payload), "queue": queue, "pool": pool, "priority": priority,
+    options: dict[str, Any] = {
+        "type": job_type, "queue": queue, "pool": pool, "priority": priority, "batch": batch, "workflow": workflow,
         "delay_ms": delay_ms, "id": job_id,
     }  # fmt: skip
+    changes = {name: value for name, value in options.items() if value is not None}
+    if payload is not None:
+        # It may be null, which is not as none given.
+        changes["payload"] = payload_of(payload)
     with cli.client() as client:
         print_job(cli, client.clone(job, **cast("CloneOptions", changes)))

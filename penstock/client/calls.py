@@ -19,7 +19,7 @@ import msgspec
 from penstock.client.bulk import NOTHING_SENT, BulkResult, Json, bulk_parts
 from penstock.client.identity import with_id
 from penstock.client.idgen import new_id
-from penstock.client.requests import plain, request_fields
+from penstock.client.requests import OwnOptions, plain, request_fields
 from penstock.core.job_state import TERMINAL
 from penstock.schemas.errors import InvalidCursor, JobNotFound, PenstockError, ServerUnreachable
 from penstock.schemas.position import Position, parse_token, token
@@ -154,6 +154,9 @@ class Calls:
         fields = request_fields(job_type or "", payload, changes)
         if not job_type:
             del fields["type"]
+        # One that is None is dropped, where one that was not given is the first job's.
+        dropped = [name for name, value in options.items() if value is None]
+        fields.update(dict.fromkeys(name for name in dropped if name not in OwnOptions.__annotations__))
         if fields.keys().isdisjoint(("id", "idempotency_key", "unique", "concurrency_key")):
             # The clone shares the first job's key, and its id has to live where that does.
             key = (yield from self.get(job_id)).get("concurrency_key")

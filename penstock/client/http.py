@@ -131,7 +131,10 @@ class Client:
         return self._run(self._calls.change(job_id, "delete", {}))
 
     def clone(self, job_id: str, /, **changes: Unpack[CloneOptions]) -> Json:
-        """A new job with the payload and settings of this one, save for what is given. It runs at once."""
+        """A new job with the payload and settings of this one, save for what is given. It runs at once.
+
+        What is given as None is dropped: ``payload=None`` is no payload, ``batch=None`` no batch.
+        """
         return self._run(self._calls.clone(job_id, changes))
 
     def get(self, job_id: str, at: datetime | str | None = None) -> Json:
@@ -182,8 +185,9 @@ class Client:
         return self._run(self._calls.sweep_claims(older_than_ms, dry_run))
 
     def jobs(
-        self, *, state: str = "", queue: str = "", type: str = "", at: datetime | str | None = None
-    ) -> Iterator[Json]:
+        self, *, state: str = "", queue: str = "", type: str = "", batch: str = "", workflow: str = "",
+        at: datetime | str | None = None,
+    ) -> Iterator[Json]:  # fmt: skip
         """Jobs, newest first, read page by page; empty filters do not filter.
 
         Args:
@@ -191,7 +195,9 @@ class Client:
         """
         cursor = ""
         while True:
-            page = self.jobs_page(cursor=cursor, state=state, queue=queue, type=type, at=at)
+            page = self.jobs_page(
+                cursor=cursor, state=state, queue=queue, type=type, batch=batch, workflow=workflow, at=at
+            )
             yield from page["items"]
             cursor = page["next_cursor"] or ""
             if not cursor:
@@ -269,7 +275,7 @@ class Client:
             filters: as ``GET /events`` takes them: ``types``, ``job``, ``state``, ``queue``, ``type``, ...
 
         Raises:
-            PositionGone: the log no longer has what follows ``after``.
+            PositionGone: the log was trimmed beyond ``after``, or ends before it.
         """
         while True:
             call = Call("GET", EVENTS, events_params(after, filters))
@@ -287,12 +293,13 @@ class Client:
             time.sleep(RECONNECT_S)
 
     def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "",
-        at: datetime | str | None = None,
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "", batch: str = "",
+        workflow: str = "", at: datetime | str | None = None,
     ) -> Json:  # fmt: skip
-        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total`` (null with ``at``)."""
-        filters = {"state": state, "queue": queue, "type": type, "at": moment_text(at)}
-        return self._run(self._calls.jobs_page(cursor, limit, **filters))
+        """One page: ``items``, ``next_cursor`` (null on the last) and the exact ``total``, null with ``at``, and with a
+        batch and a workflow at once."""
+        filters = {"state": state, "queue": queue, "type": type, "batch": batch, "workflow": workflow}
+        return self._run(self._calls.jobs_page(cursor, limit, at=moment_text(at), **filters))
 
     def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """The job once it has ended. Raises TimeoutError, JobNotFound."""

@@ -153,12 +153,15 @@ class AsyncClient:
         return await self._run(self._calls.sweep_claims(older_than_ms, dry_run))
 
     async def jobs(
-        self, *, state: str = "", queue: str = "", type: str = "", at: datetime | str | None = None
-    ) -> AsyncIterator[Json]:
+        self, *, state: str = "", queue: str = "", type: str = "", batch: str = "", workflow: str = "",
+        at: datetime | str | None = None,
+    ) -> AsyncIterator[Json]:  # fmt: skip
         """As :meth:`~penstock.client.http.Client.jobs`."""
         cursor = ""
         while True:
-            page = await self.jobs_page(cursor=cursor, state=state, queue=queue, type=type, at=at)
+            page = await self.jobs_page(
+                cursor=cursor, state=state, queue=queue, type=type, batch=batch, workflow=workflow, at=at
+            )
             for job in page["items"]:
                 yield job
             cursor = page["next_cursor"] or ""
@@ -244,12 +247,12 @@ class AsyncClient:
             await asyncio.sleep(RECONNECT_S)
 
     async def jobs_page(
-        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "",
-        at: datetime | str | None = None,
+        self, *, cursor: str = "", limit: int = 200, state: str = "", queue: str = "", type: str = "", batch: str = "",
+        workflow: str = "", at: datetime | str | None = None,
     ) -> Json:  # fmt: skip
         """As :meth:`~penstock.client.http.Client.jobs_page`."""
-        filters = {"state": state, "queue": queue, "type": type, "at": moment_text(at)}
-        return await self._run(self._calls.jobs_page(cursor, limit, **filters))
+        filters = {"state": state, "queue": queue, "type": type, "batch": batch, "workflow": workflow}
+        return await self._run(self._calls.jobs_page(cursor, limit, at=moment_text(at), **filters))
 
     async def wait(self, job_id: str, timeout_ms: int = 60_000) -> Json:
         """As :meth:`~penstock.client.http.Client.wait`."""

@@ -13,17 +13,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Any, TypedDict, cast, get_args
+from typing import Annotated, Any, TypedDict, cast
 
 import msgspec
 from msgspec import Meta, Struct
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from penstock.core.job_state import State
+from penstock.client.refusals import malformed, told_better, unread_in
 from penstock.schemas.codec import check_utf8, depth_of
 from penstock.schemas.errors import InvalidField, MalformedJson, Undecodable
 from penstock.schemas.events import (
-    PRIORITIES,
     Backoff,
     DurationMs,
     OnConflict,
@@ -32,7 +31,7 @@ from penstock.schemas.events import (
     Unique,
     UniqueScope,
 )
-from penstock.schemas.ids import exactly
+from penstock.schemas.ids import IDEMPOTENCY_KEY_PATTERN, exactly
 from penstock.schemas.limits import MAX_DEPTH, MAX_DURATION_MS, MAX_TAGS
 from penstock.schemas.names import CheckedJobId, CheckedName
 
@@ -67,8 +66,8 @@ class UniqueOptions(TypedDict, total=False):
     on_conflict: OnConflict
 
 
-class JobOptions(TypedDict, total=False):
-    """Everything a producer may say about a job besides its type and payload.
+class OwnOptions(TypedDict, total=False):
+    """What a job has for itself, and a clone of it does not take over.
 
     ``run_at`` and ``expires_at`` are aware datetimes or RFC 3339 text; ``_ms`` fields are milliseconds.
     ``idempotency_key`` stands for an id: the same key again is no second job.
@@ -76,29 +75,46 @@ class JobOptions(TypedDict, total=False):
 
     id: str
     idempotency_key: str
+    run_at: datetime | str
+    delay_ms: int
+    expires_at: datetime | str
+    unique: UniqueOptions
+    trace: str
+
+
+class JobOptions(OwnOptions, total=False):
+    """Everything a producer may say about a job besides its type and payload."""
+
     queue: str
     pool: str
     priority: Priority
     tags: Sequence[str]
     metadata: Mapping[str, Any]
-    run_at: datetime | str
-    delay_ms: int
     timeout_ms: int
-    expires_at: datetime | str
     max_attempts: int
     backoff: Backoff | Mapping[str, Any]
-    unique: UniqueOptions
     concurrency_key: str
     batch: str
     workflow: str
-    trace: str
 
 
-class CloneOptions(JobOptions, total=False):
-    """What a clone is to have otherwise than the job that it is made of."""
+class CloneOptions(OwnOptions, total=False):
+    """What a clone is to have otherwise than the job that it is made of. None: not what that one has, but what a
+    new job has where nothing is said."""
 
     type: str
     payload: Any
+    queue: str | None
+    pool: str | None
+    priority: Priority | None
+    tags: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+    timeout_ms: int | None
+    max_attempts: int | None
+    backoff: Backoff | Mapping[str, Any] | None
+    concurrency_key: str | None
+    batch: str | None
+    workflow: str | None
 
 
 class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
@@ -145,7 +161,7 @@ class UniqueRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return Unique(self.key, self.scope or "until_finished", 0, self.on_conflict or "reject", not_after_ms)
 
 
-IdempotencyKey = Annotated[str, Meta(pattern=exactly(r"^[\x21-\x7e]{1,200}$"))]
+IdempotencyKey = Annotated[str, Meta(pattern=exactly(IDEMPOTENCY_KEY_PATTERN))]
 
 
 class JobRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -234,9 +250,9 @@ def decode_request(body: bytes) -> tuple[JobRequest, str]:
     try:
         fields = _decode(body)
     except msgspec.ValidationError as error:
-        raise invalid_field(error) from error
+        raise invalid_field(error, unread_in(body)) from error
     except msgspec.DecodeError as error:
-        raise MalformedJson(f"the body is not JSON: {error}") from error
+        raise malformed("the body", body, error) from error
     except RecursionError as error:
         raise MalformedJson("the body is nested too deep") from error
     return request_from(fields)
@@ -295,35 +311,18 @@ def _refusal(request: JobRequest, *, ours: bool = False) -> InvalidField | None:
     return None
 
 
-_ALLOWED = {
-    "priority": PRIORITIES,
-    "state": get_args(State),
-    "backoff.kind": ("none", "fixed", "linear", "exponential"),
-    "unique.scope": get_args(UniqueScope),
-    "unique.on_conflict": get_args(OnConflict),
-}
-"""Values of the fields that have few."""
-
-
-_NOT_MATCHED = "may have up to 128 letters, digits and . _ - : only (names also /), and no space"
-"""Of ids and names, which most patterns are for."""
-
-
-def invalid_field(error: msgspec.ValidationError, within: str = "") -> InvalidField:
+def invalid_field(error: msgspec.ValidationError, within: str = "", kind: Any = JobRequest) -> InvalidField:
     """What msgspec says about a value, with the field in ``details["field"]``.
 
     Args:
         within: the field that the value is of; empty if it is a whole body.
+        kind: the type of the whole body.
     """
     reason, _, path = str(error).partition(" - at `")
-    if reason.startswith("Expected `str` matching regex"):
-        reason = _NOT_MATCHED
-    field = (within + path.rstrip("`").removeprefix("$")).lstrip(".")
-    if field == "idempotency_key" and reason == _NOT_MATCHED:
-        reason = "1 to 200 visible ASCII characters"
+    # What a producer calls its fields below one of ours is no name of a field.
+    field = (within + path.rstrip("`").removeprefix("$")).lstrip(".").partition("[...]")[0]
+    reason = told_better(reason, field, kind)
     # An unknown or missing field is named in the reason; the path then leads to the object around it.
-    if reason.startswith("Invalid enum value") and field in _ALLOWED:
-        reason += f"; allowed are {', '.join(_ALLOWED[field])}"
     message = f"{field}: {reason}" if field else reason
     named = _NAMED_FIELD.search(reason)
     if named is not None:

@@ -130,7 +130,7 @@ class OriginForbidden(PenstockError):
 
 
 class PositionGone(PenstockError):
-    """The log no longer has what follows this position."""
+    """The log does not have what follows this position."""
 
     code = "position_gone"
     status = 410

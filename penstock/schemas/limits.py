@@ -25,6 +25,9 @@ DEFAULT_CLAIM_BYTES = 16 * 1024 * 1024
 MAX_CLAIM_BYTES = 1024 * 1024 * 1024
 """A body in that store."""
 
+MIN_SWEPT_AGE_MS = 3_600_000
+"""Of what is swept from that store: no call lasts so long, from its body in the store to its line on the log."""
+
 MAX_CHECKPOINT_BYTES = 128 * 1024
 MAX_ERROR_DETAILS_BYTES = 16 * 1024
 MAX_ERROR_MESSAGE_CHARS = 2_000

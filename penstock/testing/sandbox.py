@@ -25,11 +25,14 @@ from penstock.workers.dependencies import Overrides
 MOST_JOBS = 1_000
 
 
-class _Anything:
-    """Equals whatever it is compared with."""
+class _Anything(str):
+    """Equals whatever it is compared with. A text, so that models take it as one and bring it through to JSON."""
 
     def __eq__(self, other: object) -> bool:
         return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
 
     def __hash__(self) -> int:
         return 0
@@ -38,8 +41,10 @@ class _Anything:
         return "ANYTHING"
 
 
-ANYTHING: Any = _Anything()
-"""In a payload that is looked for: whatever stands there."""
+ANYTHING: Any = _Anything("\0anything")
+"""In a payload that is looked for, however deep: whatever stands there."""
+_AS_JSON = str(ANYTHING)
+"""What is left of it in plain values; no payload has a text like it."""
 
 
 class HandlerFailed(AssertionError):
@@ -200,7 +205,7 @@ class Sandbox:
         Returns:
             the jobs.
         """
-        wanted = payload if payload is ANYTHING else msgspec.to_builtins(payload, enc_hook=plain)
+        wanted = _with_anything(msgspec.to_builtins(payload, str_keys=True, enc_hook=_plain))
         jobs = self.jobs(type)
         found = [
             job
@@ -219,6 +224,19 @@ class Sandbox:
     def assert_not_enqueued(self, type: str, payload: Any = ANYTHING, **fields: Any) -> None:
         """No such job was put in."""
         self.assert_enqueued(type, payload, count=0, **fields)
+
+
+def _plain(value: Any) -> Any:
+    return _AS_JSON if value is ANYTHING else plain(value)
+
+
+def _with_anything(value: Any) -> Any:
+    """Plain values, with ANYTHING where it was."""
+    if isinstance(value, dict):
+        return {name: _with_anything(one) for name, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_with_anything(one) for one in cast("list[Any]", value)]
+    return ANYTHING if isinstance(value, str) and value == _AS_JSON else value
 
 
 def _has(found: Any, wanted: Any) -> bool:

@@ -8,8 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from penstock.api.gateway_models import FetchRequest
+from penstock.api.gateway_routes import LEAST_WAIT_MS, MOST_WAIT_MS
 from tests.acceptance.processes import ROOT, Stack
 from tests.waiting import free_port
 
@@ -20,6 +23,16 @@ def script() -> str:
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOC.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) > 8
     return "set -euo pipefail\n" + "\n".join(blocks)
+
+
+def test_how_long_a_fetch_waits_is_told_as_it_is() -> None:
+    [row] = re.findall(r"^\| `wait_ms` \|.*$", DOC.read_text("utf-8"), re.MULTILINE)
+    told = [int(number) for number in re.findall(r"\d+", row) if number != "422"]
+    fetch = {"worker": "w", "types": ["t"]}
+    assert told == [msgspec.convert(fetch, FetchRequest).wait_ms, 3_600_000, LEAST_WAIT_MS, MOST_WAIT_MS]
+    msgspec.convert({**fetch, "wait_ms": told[1]}, FetchRequest)
+    with pytest.raises(msgspec.ValidationError, match="wait_ms"):
+        msgspec.convert({**fetch, "wait_ms": told[1] + 1}, FetchRequest)
 
 
 @pytest.mark.skipif(

@@ -158,6 +158,17 @@ async def test_a_clone_has_a_body_of_its_own(stored: Bench) -> None:
     assert (await stored.http.get(clone["payload_url"])).json() == LARGE
 
 
+async def test_a_clone_with_another_payload_does_not_need_the_first_one(stored: Bench) -> None:
+    job = await stored.enqueue(payload=LARGE)
+    store = stored.deps.claim_store()
+    await store.delete(await store.objects())
+    path = f"/api/v1/jobs/{job['id']}/clone"
+    assert (await stored.http.post(path)).json()["code"] == "claim_missing"
+    for payload in (None, "small"):
+        answer = await stored.http.post(path, json={"payload": payload})
+        assert (answer.status_code, answer.json()["payload"]) == (201, payload)
+
+
 async def test_only_old_bodies_of_no_job_are_swept(stored: Bench) -> None:
     assert stored.deps.claims is not None
     job = await stored.enqueue(payload=LARGE)

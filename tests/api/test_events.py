@@ -160,6 +160,14 @@ async def test_what_cannot_be_followed_is_an_answer(api: Bench, params: dict[str
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("after", ["0:99999:0", "~0:99999:0"])
+async def test_a_place_beyond_the_end_is_not_called_trimmed(api: Bench, after: str) -> None:
+    problem = (await api.http.get("/api/v1/events", params={"after": after})).json()
+    assert (problem["code"], problem["position"]) == ("position_gone", "0:99999:0")
+    assert problem["detail"] == "the log ends before 0:99999:0: is it of another log?"
+    assert "no longer" not in problem["title"]
+
+
 async def test_what_was_trimmed_is_gone(whole: Bench, service: ApiService) -> None:
     answer = await whole.http.post("/api/v1/jobs", json={"type": "noop"})
     for _ in range(20):
@@ -171,6 +179,7 @@ async def test_what_was_trimmed_is_gone(whole: Bench, service: ApiService) -> No
         found = await http.get("/api/v1/events", params={"after": answer.headers["penstock-position"]})
         assert found.status_code == 410
         assert found.json()["code"] == "position_gone"
+        assert "no longer has what follows" in found.json()["detail"]
 
 
 async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(

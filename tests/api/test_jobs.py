@@ -156,6 +156,36 @@ async def test_what_is_not_json_is_400(api: Bench, body: bytes) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_json")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "allowed"),
+    [
+        ("POST", "/operations", {"action": "x", "ids": ["a"]}, "retry, cancel, delete"),
+        ("POST", "/jobs/search", {"sort": "x"}, "created_at, -created_at"),
+        ("POST", "/jobs/search", {"filter": {"priority": ["x"]}}, "critical, high, normal, low"),
+        ("GET", "/jobs/a?until=x", None, "finished, changed"),
+        ("POST", "/jobs", {"type": "t", "priority": "x"}, "critical, high, normal, low"),
+    ],
+)
+async def test_what_is_allowed_is_told_where_it_is_little(
+    api: Bench, method: str, path: str, body: Any, allowed: str
+) -> None:
+    answer = await api.http.request(method, f"/api/v1{path}", json=body)
+    assert answer.status_code == 422
+    assert f"; allowed are {allowed}" in answer.json()["detail"]
+
+
+async def test_half_of_a_character_is_called_so_alone_and_in_bulk(api: Bench) -> None:
+    job = rb'{"type":"x","payload":"\ud800"}'
+    alone = await api.http.post("/api/v1/jobs", content=job)
+    array = await api.http.post("/api/v1/jobs/bulk", content=b"[%s]" % job)
+    lines = await api.http.post(
+        "/api/v1/jobs/bulk", content=job, headers={"content-type": "application/x-ndjson"}
+    )
+    told = [alone.json()["detail"], array.json()["detail"], lines.json()["items"][0]["message"]]
+    assert [alone.status_code, array.status_code, lines.status_code] == [400, 400, 200]
+    assert all(message.startswith(r"the body has \ud800 without the other half") for message in told)
+
+
 async def test_another_json_than_an_object_is_422(api: Bench) -> None:
     answer = await api.http.post("/api/v1/jobs", json=[1])
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "$")

@@ -241,8 +241,34 @@ class TestClone:
         other = await ask(whole, job["id"], "clone", {"payload": 3, "id": "mine"})
         assert (other.status_code, other.json()["code"]) == (409, "id_in_use")
 
+    async def test_without_what_is_null(self, whole: Bench) -> None:
+        settings = {
+            "queue": "q", "pool": "p", "priority": "low", "max_attempts": 7, "backoff": {"kind": "fixed", "base_ms": 5},
+            "payload": {"a": 1}, "tags": ["x"], "metadata": {"m": 1}, "timeout_ms": 99, "concurrency_key": "k",
+            "batch": "b", "workflow": "w",
+        }  # fmt: skip
+        job, new = await whole.enqueue(**settings), await whole.enqueue()
+        bare = await ask(whole, job["id"], "clone", dict.fromkeys(settings))
+        assert bare.status_code == 201, bare.text
+        assert {name: bare.json()[name] for name in settings} == {name: new[name] for name in settings}
+        assert "~" not in bare.json()["id"]
+        as_it_is = (await ask(whole, job["id"], "clone", {"run_at": None, "id": None, "unique": None})).json()
+        assert {name: as_it_is[name] for name in settings} == {name: job[name] for name in settings}
+
+    async def test_the_same_without_something_is_the_same_clone(self, whole: Bench) -> None:
+        job = await whole.enqueue(payload={"a": 1}, batch="b")
+        asked = {"id": "bare", "payload": None, "batch": None}
+        answers = [await ask(whole, job["id"], "clone", asked) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 200]
+        other = await ask(whole, job["id"], "clone", {"id": "bare", "batch": None})
+        assert (other.status_code, other.json()["code"]) == (409, "id_in_use")
+
     async def test_what_is_not_allowed(self, whole: Bench) -> None:
         job = await whole.enqueue()
+        untyped = await ask(whole, job["id"], "clone", {"type": None})
+        assert (untyped.status_code, untyped.json()["errors"][0]["field"]) == (422, "type")
+        large = await whole.http.post(f"/api/v1/jobs/{job['id']}/clone", content=b'{"payload":{"n":1e400}}')
+        assert (large.status_code, large.json()["errors"][0]["field"]) == (422, "payload")
         wrong = await ask(whole, job["id"], "clone", {"priority": "urgent", "other": 1})
         assert wrong.status_code == 422
         assert {error["field"] for error in wrong.json()["errors"]} == {"priority", "other"}

@@ -82,7 +82,8 @@ class TestJobs:
     @pytest.mark.parametrize("value", ["urgent", "HIGH"])
     def test_a_bad_value_names_its_field(self, ask: Run, value: str):
         refused = ask("enqueue", "greet", "--priority", value)
-        assert (refused.code, "priority" in refused.err) == (2, True)
+        assert (refused.code, "priority: " in refused.err) == (2, True)
+        assert "allowed are critical, high, normal, low" in refused.err
 
     def test_many_from_stdin(self, ask: Run):
         lines = b'{"payload":{"name":"a"}}\n\n{"type":"greet","payload":{"name":"b"},"queue":"other"}\n'

@@ -94,7 +94,7 @@ def test_operations(ask: Run) -> None:
         (("jobs", "search", "--filter", "{"), 2, "--filter"),
         (("jobs", "search", "--created-after", "yesterday"), 2, "created_after"),
         (("events", "--types", "Exploded"), 2, "Exploded"),
-        (("events", "--after", "0:99999:0"), 7, "no longer"),
+        (("events", "--after", "0:99999:0"), 7, "the log ends before"),
         (("enqueue", "greet", "--unique-scope", "period"), 2, "--unique-key"),
         (("enqueue", "greet", "--unique-key", "k", "--unique-scope", "period"), 2, "period_ms"),
         (("enqueue", "greet", "--idempotency-key", "a b"), 2, "idempotency_key"),
@@ -143,6 +143,9 @@ def test_batches_and_workflows(ask: Run) -> None:
     assert ids(ask("jobs", "search", "--workflow", "nightly", "--output", "json")) == ["b-1"]
     assert ask("counts", "--batch", "import", "--output", "json").json["states"] == {"scheduled": 2}
     assert ask("counts", "--workflow", "nightly", "--output", "json").json["total"] == 1
+    assert ids(ask("jobs", "list", "--batch", "import", "--output", "json")) == ["b-2", "b-1"]
+    assert ids(ask("jobs", "list", "--workflow", "nightly", "--output", "json")) == ["b-1"]
+    assert "1 of 2; more with" in ask("jobs", "list", "--batch", "import", "--limit", "1").out
     held = ask("operations", "start", "hold", "--batch", "import", "--wait", "--output", "json")
     assert held.json["outcomes"] == {"applied": 2}
     heard = ask("events", "--after", token, "--workflow", "nightly", "--count", "1")

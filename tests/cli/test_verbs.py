@@ -57,6 +57,9 @@ def test_delete_and_clone(ask: Run) -> None:
     assert (clone["id"], clone["payload"], clone["priority"]) == ("clone", {"name": "Grace"}, "low")
     from_stdin = changed(ask, "clone", job, "-", stdin=b'{"name": "Alan"}')
     assert from_stdin["payload"] == {"name": "Alan"}
+    assert changed(ask, "clone", job)["payload"] == {"name": "Ada"}
+    of_others = changed(ask, "clone", job, "null", "--batch", "b", "--workflow", "w", *LATER)
+    assert (of_others["payload"], of_others["batch"], of_others["workflow"]) == (None, "b", "w")
     assert changed(ask, "delete", job)["state"] == "deleted"
     again = ask("jobs", "get", job)
     assert (again.code, "was deleted" in again.err) == (4, True)

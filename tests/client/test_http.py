@@ -246,6 +246,23 @@ class TestReads:
 
         assert asyncio.run(read()) == ["a", "b", "c"]
 
+    def test_a_list_takes_what_jobs_were_put_in_with(self):
+        asked: list[dict[str, str]] = []
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            asked.append(dict(request.url.params))
+            return httpx.Response(200, json={"items": [], "next_cursor": None})
+
+        async def read() -> None:
+            async with AsyncClient(SERVER, transport=httpx.MockTransport(handler)) as other:
+                assert [one async for one in other.jobs(batch="b", workflow="w", at="0:1:2")] == []
+
+        with Client(SERVER, transport=httpx.MockTransport(handler)) as client:
+            assert list(client.jobs(batch="b", workflow="w", at="0:1:2")) == []
+        asyncio.run(read())
+        run_both(handler, lambda client: client.jobs_page(batch="b", workflow="w", at="0:1:2"))
+        assert asked == [{"batch": "b", "workflow": "w", "at": "0:1:2", "limit": "200"}] * 4
+
     def test_a_history_is_read_to_its_end(self):
         pages = {"": ([1, 2], "x"), "x": ([3], None)}
 

@@ -44,6 +44,10 @@ ABOUT: dict[str, Any] = {"id": "x", "job": "j", "of": "e", "not_after": 9}
             lambda client: client.clone("a", id="b", type="t", payload=[1], priority="low"),
             "POST", "/jobs/a/clone", {"id": "b", "type": "t", "payload": [1], "priority": "low"},
         ),
+        (
+            lambda client: client.clone("a", id="b", payload=None, batch=None, tags=None, run_at=None, unique=None),
+            "POST", "/jobs/a/clone", {"id": "b", "payload": None, "batch": None, "tags": None},
+        ),
     ],
 )  # fmt: skip
 def test_what_is_sent(use: Callable[[Any], Any], method: str, path: str, body: Any) -> None:
@@ -82,6 +86,14 @@ def test_a_clone_lives_where_the_concurrency_key_of_the_first_job_does(key: str 
         body = json.loads(cloned.content)
         assert body.get("concurrency_key") == key
         assert home_of(body["id"]) == (body["id"] if key is None else home_of_key(key))
+
+
+def test_a_clone_without_the_concurrency_key_lives_by_itself() -> None:
+    server = Server(job(concurrency_key="k"))
+    run_both(server, lambda client: client.clone("a", id=None, concurrency_key=None))
+    assert [request.method for request in server.requests] == ["POST", "POST"]
+    for body in server.bodies:
+        assert body == {"id": home_of(body["id"]), "concurrency_key": None}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel
 
 from penstock import (
     App,
@@ -139,6 +140,50 @@ def test_what_is_missing_is_told_with_what_is_there() -> None:
             sandbox.assert_not_enqueued("send_mail")
         with pytest.raises(AssertionError, match=r"priority='low'"):
             sandbox.assert_enqueued("send_mail", priority="low")
+
+
+class Order(BaseModel):
+    number: int
+    customer: str
+    lines: list[Any]
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        ({"customer": ANYTHING}, True),
+        ({"customer": ANYTHING, "lines": [ANYTHING, {"sku": ANYTHING, "count": 2}]}, True),
+        ({"lines": ANYTHING}, True),
+        (Order(number=7, customer=ANYTHING, lines=[1, ANYTHING]), True),
+        (Mail(ANYTHING, ANYTHING), False),
+        ({"lines": [ANYTHING]}, False),
+        ({"lines": [ANYTHING, {"sku": ANYTHING, "count": 3}]}, False),
+        ({"customer": {"name": ANYTHING}}, False),
+    ],
+)
+def test_anything_may_stand_at_any_depth(payload: Any, found: bool) -> None:
+    with Sandbox() as sandbox:
+        sandbox.client.enqueue(
+            "order", {"number": 7, "customer": "ada", "lines": [1, {"sku": "x", "count": 2}]}
+        )
+        if found:
+            sandbox.assert_enqueued("order", payload, count=1)
+            return
+        sandbox.assert_not_enqueued("order", payload)
+        with pytest.raises(AssertionError, match=r"expected a job order with .*ANYTHING"):
+            sandbox.assert_enqueued("order", payload)
+
+
+def test_anything_is_no_different_from_anything() -> None:
+    found: list[Any] = ["a", None, 1]
+    assert found == [ANYTHING] * 3
+    assert [one for one in found if one != ANYTHING] == []
+
+
+def test_numbers_as_names_are_what_they_are_in_json() -> None:
+    with Sandbox() as sandbox:
+        sandbox.client.enqueue("count", {1: "a"})
+        sandbox.assert_enqueued("count", {1: ANYTHING}, count=1)
 
 
 def test_inline_runs_each_job_before_going_on() -> None:
