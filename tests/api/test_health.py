@@ -42,7 +42,7 @@ async def test_a_log_or_read_model_that_does_not_answer_is_unready(api: Bench) -
         async def status(self) -> None:
             raise ReadModelUnavailable
 
-        async def counts(self, *_: object) -> None:
+        async def counts(self, *_: object, **__: object) -> None:
             raise ReadModelUnavailable
 
     log, read_model = api.deps.log, api.deps.read_model
