@@ -24,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.events import EventsQuery, listening_of
 from penstock.api.http import query
-from penstock.api.problems import problem_of, respond
+from penstock.api.problems import problem_at, respond
 from penstock.api.stream import SLOW_S, Heard, Listener, serve_until_gone
 from penstock.schemas.errors import OriginForbidden, PenstockError
 
@@ -71,7 +71,7 @@ async def _send_all(socket: WebSocket, deps: ApiDeps, heard: AsyncGenerator[Hear
                 async for one in heard:
                     await _send(socket, _message(one))
         except PenstockError as error:
-            await _send(socket, _encode({"error": problem_of(error)}))
+            await _send(socket, _encode({"error": problem_at(socket.scope, error)}))
             await _close(socket, CLOSE_BASE + error.status, error.message)
     except TimeoutError:
         _log.warning("a listener did not read for %g s and was cut off", SLOW_S)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from penstock.schemas.errors import (
     BadRequest,
@@ -83,6 +84,11 @@ def problem_of(error: PenstockError, *, instance: str = "", request_id: str = ""
     return body
 
 
+def problem_at(scope: Scope, error: PenstockError) -> dict[str, Any]:
+    """The body of a problem with the request or connection of that scope."""
+    return problem_of(error, instance=scope.get("path", ""), request_id=scope.get("penstock.request_id", ""))
+
+
 def field_errors(error: PenstockError) -> list[FieldError]:
     """The fields that an error names."""
     if "errors" in error.details:
@@ -101,8 +107,7 @@ def respond(
     request: HTTPConnection, error: PenstockError, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer for an error."""
-    scope = request.scope
-    body = problem_of(error, instance=scope.get("path", ""), request_id=scope.get("penstock.request_id", ""))
+    body = problem_at(request.scope, error)
     sent = dict(headers or {})
     if error.status == 503:
         sent.setdefault("Retry-After", str(error.details.get("retry_after_s", RETRY_AFTER_S)))

@@ -26,9 +26,12 @@ async def service(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield served
 
 
-def listening(service: ApiService, *, origin: str | None = None, **params: Any) -> connect:
+def listening(
+    service: ApiService, *, origin: str | None = None, request_id: str | None = None, **params: Any
+) -> connect:
     address = f"{service.address.replace('http', 'ws', 1)}{events_ws.PATH}?{urlencode(params)}"
-    headers = {} if origin is None else {"Origin": origin}
+    given = {"Origin": origin, "X-Request-ID": request_id}
+    headers = {name: value for name, value in given.items() if value is not None}
     return connect(address, proxy=None, additional_headers=headers)
 
 
@@ -93,13 +96,35 @@ async def test_what_is_wrong_at_the_start_is_an_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     with pytest.raises(InvalidStatus) as refused:
-        async with listening(service, origin=origin, **params):
+        async with listening(service, origin=origin, request_id="r-1", **params):
             pass
     response = refused.value.response
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
-    assert json.loads(response.body)["code"] == code
+    problem = json.loads(response.body)
+    assert problem["code"] == code
+    assert problem["instance"] == events_ws.PATH
+    assert response.headers["x-request-id"] == problem["request_id"] == "r-1"
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+async def test_an_address_without_a_websocket_is_a_problem_too(
+    service: ApiService, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"{service.address.replace('http', 'ws', 1)}/api/v1/jobs", proxy=None):
+            pass
+    response = refused.value.response
+    problem = json.loads(response.body)
+    assert (response.status_code, problem["code"]) == (404, "not_found")
+    assert response.headers["x-request-id"] == problem["request_id"] != ""
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+async def test_the_request_id_comes_back_where_the_connection_stands_too(service: ApiService) -> None:
+    async with listening(service, request_id="r-2") as socket:
+        assert socket.response is not None
+        assert socket.response.headers["x-request-id"] == "r-2"
 
 
 async def test_pages_of_this_server_may_listen(whole: Bench, service: ApiService) -> None:
@@ -116,7 +141,10 @@ async def test_the_end_of_the_server_is_said(whole: Bench, monkeypatch: pytest.M
         whole.deps.parked.stop()
         code, said = await closed(socket)
     assert code == 4503
-    assert said[-1]["error"]["code"] == "read_model_unavailable"
+    error = said[-1]["error"]
+    assert error["code"] == "read_model_unavailable"
+    assert socket.response is not None
+    assert error["request_id"] == socket.response.headers["x-request-id"]
 
 
 async def test_how_far_it_is_is_told_where_nothing_happens(
