@@ -13,6 +13,7 @@ from typing import Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock.api.stream import cut
 from penstock.log.supervision import tell, why_ended
 from penstock.schemas.errors import SettingsInvalid
 
@@ -26,7 +27,11 @@ MAX_MESSAGE_BYTES = 64 << 10
 
 
 def _tells(record: logging.LogRecord) -> bool:
-    """uvicorn calls it an error where a WebSocket was refused by an answer with a problem."""
+    """uvicorn calls two things errors that are meant: a WebSocket refused by an answer with a problem, and a stream cut
+    in its middle, which its reader is to notice.
+    """
+    if record.msg == "ASGI callable returned without completing response.":
+        return not cut.get()
     return record.msg != "ASGI callable returned without completing handshake."
 
 
