@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from penstock.api.stream import cut
+from penstock.api.web_sockets import WebSocketProtocol
 from penstock.log.supervision import tell, why_ended
 from penstock.schemas.errors import SettingsInvalid
 
@@ -78,7 +79,7 @@ class ApiService:
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACE_S,

@@ -12,11 +12,12 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from penstock.api import events_ws, stream
+from penstock.api import events_ws, stream, web_sockets
 from penstock.api.app import create_app
 from penstock.api.service import ApiService
+from penstock.api.web_sockets import WebSocketProtocol
 from tests.api.harness import Bench
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -161,7 +162,6 @@ async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
     whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_ws, "SLOW_S", 0.3)
-    monkeypatch.setattr(events_ws, "CLOSE_S", 0.1)
     jobs: list[str] = []
     async with listening(service, types="Enqueued") as socket:
         # It reads nothing: what it was sent fills the buffers of both sides, and then there is no more room.
@@ -171,9 +171,69 @@ async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
         await asyncio.sleep(1.0)
         socket.transport.resume_reading()
         code, said = await closed(socket)
-    assert code in (4408, 1006)
+    assert code == 4408
     heard = [one["event"]["job"] for one in said if "event" in one]
     assert 0 < len(heard) < 400
     async with listening(service, types="Enqueued", after=said[len(heard) - 1]["id"]) as socket:
         heard += [one["event"]["job"] for one in await hear(socket, 400 - len(heard))]
     assert sorted(heard) == sorted(jobs), "each once; in order within a partition"
+
+
+async def deaf(whole: Bench, service: ApiService, socket: ClientConnection) -> WebSocketProtocol:
+    """The server's side of a connection whose buffers are full, for its listener does not read."""
+    socket.transport.pause_reading()
+    server: Any = service._server  # pyright: ignore[reportPrivateUsage]  # nothing public tells its connections
+    [connection] = server.server_state.connections
+    async with asyncio.timeout(PATIENCE_S):
+        while connection.writable.is_set():
+            await whole.enqueue(payload={"text": "x" * 60_000})
+    found: WebSocketProtocol = connection
+    return found
+
+
+async def test_for_one_that_goes_on_not_reading_nothing_is_kept(
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_ws, "SLOW_S", 0.3)
+    monkeypatch.setattr(web_sockets, "LINGER_S", 0.2)
+    async with listening(service, types="Enqueued") as socket:
+        connection = await deaf(whole, service, socket)
+        await until(lambda: connection.disconnected)
+        assert connection.transport.get_write_buffer_size() == 0
+        socket.transport.resume_reading()
+        code, said = await closed(socket)
+    assert code == 1006, "no close frame came"
+    assert said
+    assert [record.message for record in caplog.records] == [
+        "a listener did not read for 0.3 s and was cut off"
+    ]
+
+
+async def test_a_ping_behind_what_is_unread_ends_nothing(
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_ws, "SLOW_S", 1.0)
+    async with listening(service, types="Enqueued") as socket:
+        connection = await deaf(whole, service, socket)
+        connection.ping_timeout = 0.1
+        connection.send_keepalive_ping()
+        await until(lambda: connection.close_sent)
+        socket.transport.resume_reading()
+        code, _ = await closed(socket)
+    assert code == 4408
+
+
+async def test_one_that_answers_no_ping_is_told_so(
+    service: ApiService, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(service) as socket:
+        socket.transport.pause_reading()
+        server: Any = service._server  # pyright: ignore[reportPrivateUsage]  # nothing public tells its connections
+        [connection] = server.server_state.connections
+        connection.ping_timeout = 0.1
+        connection.send_keepalive_ping()
+        await until(lambda: connection.close_sent)
+        socket.transport.resume_reading()
+        code, _ = await closed(socket)
+    assert code == 1011
+    assert not caplog.records
