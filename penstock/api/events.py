@@ -18,8 +18,8 @@ from penstock.api.filtering import FilterRequest, given_in
 from penstock.api.http import Answer, Operation, header, query
 from penstock.api.intake import TENANT
 from penstock.api.models import Cursor, ShortText
-from penstock.api.problems import problem_of
-from penstock.api.stream import SLOW_S, Heard, Listener, Listening, serve_until_gone
+from penstock.api.problems import problem_at
+from penstock.api.stream import SLOW_S, Heard, Listener, Listening, cut, serve_until_gone
 from penstock.core.job_state import State
 from penstock.schemas import events as ev
 from penstock.schemas.errors import InvalidField, PenstockError
@@ -97,12 +97,14 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._deps = deps
         self._heard = heard
+        self._cut = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await serve_until_gone(self._send_all(send), _until_gone(receive), self._heard)
+        await serve_until_gone(self._send_all(scope, send), _until_gone(receive), self._heard)
+        cut.set(self._cut)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         try:
             await _send(send, f"retry: {RETRY_MS}\n\n".encode())
             try:
@@ -110,10 +112,12 @@ class EventStream(Response):
                     async for heard in self._heard:
                         await _send(send, _frame(heard))
             except PenstockError as error:
-                await _send(send, b"event: error\ndata: " + _encode(problem_of(error)) + b"\n\n")
+                await _send(send, b"event: error\ndata: " + _encode(problem_at(scope, error)) + b"\n\n")
             await send({"type": "http.response.body", "body": b""})
         except TimeoutError:
-            # It comes back for the rest, behind what it has read.
+            # It comes back for the rest, behind what it has read. A last chunk would have to wait for room as well,
+            # and would say that this was all.
+            self._cut = True
             _log.warning("a listener did not read for %g s and was cut off", SLOW_S)
 
 

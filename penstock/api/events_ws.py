@@ -5,7 +5,7 @@ with a problem before the server closes. A listener comes back with ``?after=`` 
 
 What is wrong before the connection stands is an answer with a status. After that the close code is 4000 and the status:
 4410 where the log does not have what follows, 4503 where the server stops or has no log or read model, 4408 for one
-that does not read.
+that does not read, which sees it if it reads on soon: see :mod:`penstock.api.web_sockets`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from penstock.api.deps import ApiDeps, deps_of
 from penstock.api.events import EventsQuery, listening_of
 from penstock.api.http import query
-from penstock.api.problems import problem_of, respond
+from penstock.api.problems import problem_at, respond
 from penstock.api.stream import SLOW_S, Heard, Listener, serve_until_gone
 from penstock.schemas.errors import OriginForbidden, PenstockError
 
 PATH = "/api/v1/events/ws"
 CLOSE_BASE = 4_000
 SLOW = CLOSE_BASE + 408
-CLOSE_S = 2.0
-"""For a listener to take the farewell."""
 
 _log = logging.getLogger("penstock.api")
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -71,7 +69,7 @@ async def _send_all(socket: WebSocket, deps: ApiDeps, heard: AsyncGenerator[Hear
                 async for one in heard:
                     await _send(socket, _message(one))
         except PenstockError as error:
-            await _send(socket, _encode({"error": problem_of(error)}))
+            await _send(socket, _encode({"error": problem_at(socket.scope, error)}))
             await _close(socket, CLOSE_BASE + error.status, error.message)
     except TimeoutError:
         _log.warning("a listener did not read for %g s and was cut off", SLOW_S)
@@ -87,10 +85,9 @@ async def _send(socket: WebSocket, message: bytes) -> None:
 
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_S):
-            # A reason has room for 123 bytes.
-            await socket.close(code, reason.encode()[:120].decode("utf-8", "ignore"))
+    with suppress(WebSocketDisconnect):
+        # A reason has room for 123 bytes. It goes out behind what is unread, without waiting for that.
+        await socket.close(code, reason.encode()[:120].decode("utf-8", "ignore"))
 
 
 async def _until_gone(socket: WebSocket) -> None:

@@ -11,6 +11,7 @@ module is its presence on the log, through one :class:`~penstock.workers.hub.Ses
   the earliest a second after the first time: the same lease, which a client that has it ignores.
 * **A grant may come late**, when the fetch that wanted it is gone. Another waiting fetch takes it; after a second it is
   returned, which costs the job no attempt.
+* A client that says that it leaves is gone once it holds nothing; until then it is shown as one that takes no more.
 * A client that vanishes is forgotten; its leases run out like those of any worker that falls silent.
 """
 
@@ -164,6 +165,10 @@ class Gateway:
             now_ms = self.hub.now_ms()
             for name, worker in list(self._workers.items()):
                 worker.tick(now_ms)
+                if worker.leaving and worker.idle:
+                    del self._workers[name]
+                    self._close(worker)
+                    continue
                 silent_ms = now_ms - worker.heard_ms
                 if not worker.parked and silent_ms > max(FORGET_MS, worker.session.profile.lease_ms):
                     log.info("worker %s is forgotten: not heard of for %d ms", name, silent_ms)

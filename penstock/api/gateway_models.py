@@ -224,11 +224,14 @@ class Reported(Struct, frozen=True):
 
 
 class HeartbeatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The leases a worker holds. Only these are renewed."""
+    """The leases a worker holds. Only these are renewed. ``leaving``: it fetches no more, and is gone once it holds
+    nothing; a fetch takes that back.
+    """
 
     worker: WorkerName
     leases: Leases = []
     incarnation: Short = ""
+    leaving: bool = False
 
 
 class HeartbeatAnswer(Struct, frozen=True):

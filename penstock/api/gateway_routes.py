@@ -58,6 +58,7 @@ async def fetch_jobs(request: Request) -> Response:
             version=asked.version,
         )
     )
+    worker.stay()
     worker.name(_named(asked.leases))
     worker.wants(asked.types)
     worker.session.set_limits(asked.limits)
@@ -138,6 +139,8 @@ async def heartbeat(request: Request) -> Response:
         gone = [GatewaySignal(type="LeaseGone", lease=item.lease, reason="unknown") for item in leases]
         return answer(HeartbeatAnswer(gone))
     worker.name(leases)
+    if asked.leaving:
+        worker.leave()
     return answer(HeartbeatAnswer(worker.signals(leases)))
 
 

@@ -11,18 +11,19 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.api.http import Endpoint
 from penstock.api.metrics import ApiMetrics
-from penstock.api.problems import on_disconnect, on_penstock_error, on_unexpected
+from penstock.api.problems import on_disconnect, on_penstock_error, on_unexpected, respond
 from penstock.client.idgen import new_id
-from penstock.schemas.errors import PenstockError
+from penstock.schemas.errors import NotFound, PenstockError
 
 REQUEST_ID = "penstock.request_id"
 _HEADER = b"x-request-id"
 _ALLOWED = re.compile(rb"^[A-Za-z0-9._:\-]{1,128}$")
+_OPENINGS = frozenset({"websocket.accept", "websocket.http.response.start"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -45,11 +46,14 @@ class Around:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
         scope[REQUEST_ID] = request_id.decode()
+        if scope["type"] == "websocket":
+            await self._open(scope, receive, send, request_id)
+            return
         status = 500
         started = time.perf_counter()
 
@@ -71,6 +75,24 @@ class Around:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = self._route(scope) if endpoint is None else str(scope["path"])
             self._metrics.requested(method, route, status, time.perf_counter() - started)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        """A WebSocket: what answers its handshake has the id, and a refusal is a problem like any other."""
+        opening = True
+
+        async def answer(message: Message) -> None:
+            nonlocal opening
+            if opening and message["type"] == "websocket.close":
+                # What the framework does where it knows no address.
+                error = NotFound(f"There is no WebSocket at {scope['path']}.")
+                await respond(HTTPConnection(scope), error)(scope, receive, answer)
+                return
+            if message["type"] in _OPENINGS:
+                opening = False
+                message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
     def _route(self, scope: Scope) -> str:
         endpoint: Any = scope.get("endpoint")

@@ -17,9 +17,11 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from penstock.schemas.errors import (
     BadRequest,
+    ClaimDamaged,
     InvalidField,
     LogUnavailable,
     MethodNotAllowed,
@@ -83,6 +85,11 @@ def problem_of(error: PenstockError, *, instance: str = "", request_id: str = ""
     return body
 
 
+def problem_at(scope: Scope, error: PenstockError) -> dict[str, Any]:
+    """The body of a problem with the request or connection of that scope."""
+    return problem_of(error, instance=scope.get("path", ""), request_id=scope.get("penstock.request_id", ""))
+
+
 def field_errors(error: PenstockError) -> list[FieldError]:
     """The fields that an error names."""
     if "errors" in error.details:
@@ -101,8 +108,7 @@ def respond(
     request: HTTPConnection, error: PenstockError, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer for an error."""
-    scope = request.scope
-    body = problem_of(error, instance=scope.get("path", ""), request_id=scope.get("penstock.request_id", ""))
+    body = problem_at(request.scope, error)
     sent = dict(headers or {})
     if error.status == 503:
         sent.setdefault("Retry-After", str(error.details.get("retry_after_s", RETRY_AFTER_S)))
@@ -112,8 +118,11 @@ def respond(
 async def on_penstock_error(request: Request, error: Exception) -> Response:
     """A known error becomes its problem; one that is our fault is logged."""
     assert isinstance(error, PenstockError)
-    if error.status == 500:
-        log.error("request failed", exc_info=error, extra={"path": request.scope.get("path", "")})
+    if isinstance(error, ClaimDamaged):
+        # Its message says all there is to know: it is about the store, and not about the program.
+        log.warning("%s", error.message, extra=_asked(request))
+    elif error.status == 500:
+        log.error("request failed", exc_info=error, extra=_asked(request))
     return respond(request, error)
 
 
@@ -153,17 +162,16 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """A bug: the caller learns no more than the request's id, the log has the rest."""
-    log.error(
-        "request failed unexpectedly",
-        exc_info=error,
-        extra={
-            "path": request.scope.get("path", ""),
-            "request_id": request.scope.get("penstock.request_id", ""),
-        },
-    )
+    log.error("request failed unexpectedly", exc_info=error, extra=_asked(request))
     return respond(request, PenstockError("An unexpected error; the service's log says more."))
 
 
 async def on_disconnect(request: Request, error: Exception) -> Response:
     """The caller has gone: nobody reads this, but it is counted."""
     return Response(status_code=400)
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """What a log line says of the request."""
+    scope = request.scope
+    return {"path": scope.get("path", ""), "request_id": scope.get("penstock.request_id", "")}

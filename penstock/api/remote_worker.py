@@ -63,6 +63,8 @@ class RemoteWorker:
         self._types: frozenset[str] = frozenset()
         self._drain: bool | None = None
         self._closed = False
+        self.leaving = False
+        """Whether its client has said that it leaves. Its session ends once nothing is held."""
         self.heard_ms = hub.now_ms()
         self.progress_seqs: dict[str, int] = {}
         self._lapse_ms = 0.0
@@ -113,6 +115,25 @@ class RemoteWorker:
         self.session.say_draining()
         self._take_no_more("drained")
         self._resize()
+
+    # What the client says of itself
+
+    def leave(self) -> None:
+        """It fetches no more.
+
+        Its session does not leave yet: of one that does, whatever it does not name is given to others at once, and this
+        client may be late to name what it still holds.
+        """
+        self.leaving = True
+        self.session.say_draining()
+        self._take_no_more("surplus")
+        self._resize()
+
+    def stay(self) -> None:
+        """It fetches, whatever it said before."""
+        if self.leaving:
+            self.leaving = False
+            self.session.say_draining(self._drain is not None)
 
     # Fetching
 
@@ -175,7 +196,9 @@ class RemoteWorker:
         return found
 
     def _assign(self) -> None:
-        """Give what is there to the fetches that wait, the longest waiting first."""
+        """Give what is there to the fetches that wait, the longest waiting first; of one that leaves, back."""
+        if self.leaving:
+            self._take_no_more("surplus")
         for fetch in list(self._parked):
             leases = self._take_late(fetch.types, fetch.most)
             if leases:

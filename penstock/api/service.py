@@ -13,6 +13,8 @@ from typing import Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock.api.stream import cut
+from penstock.api.web_sockets import WebSocketProtocol
 from penstock.log.supervision import tell, why_ended
 from penstock.schemas.errors import SettingsInvalid
 
@@ -26,7 +28,11 @@ MAX_MESSAGE_BYTES = 64 << 10
 
 
 def _tells(record: logging.LogRecord) -> bool:
-    """uvicorn calls it an error where a WebSocket was refused by an answer with a problem."""
+    """uvicorn calls two things errors that are meant: a WebSocket refused by an answer with a problem, and a stream cut
+    in its middle, which its reader is to notice.
+    """
+    if record.msg == "ASGI callable returned without completing response.":
+        return not cut.get()
     return record.msg != "ASGI callable returned without completing handshake."
 
 
@@ -73,7 +79,7 @@ class ApiService:
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACE_S,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -32,6 +33,9 @@ POLL_RECORDS = 200
 QUIET_S = 10.0
 """So often at least something is told, so that whoever is between does not take the connection for dead."""
 SLOW_S = 30.0
+
+cut: ContextVar[bool] = ContextVar("cut", default=False)
+"""Whether the answer that is given here was ended in its middle because its listener did not read."""
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode

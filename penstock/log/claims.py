@@ -76,10 +76,10 @@ class ClaimStore:
                     f"The body of job {job} with the SHA-256 {claim.sha256} is not in {self.blobs.url}.",
                     job_id=job,
                 ) from error
-            if len(body) != claim.size_bytes or await _sha256(body) != claim.sha256:
+            if difference := await _difference(body, claim):
                 raise ClaimDamaged(
-                    f"What {self.blobs.url} has for job {job} is not what was written: its SHA-256 is not"
-                    f" {claim.sha256}.",
+                    f"What {self.blobs.url} has for job {job} of the tenant {tenant} is not what was written:"
+                    f" {difference}.",
                     job_id=job,
                 )
         return body
@@ -121,6 +121,14 @@ class ClaimStore:
     async def delete(self, bodies: Iterable[StoredBody]) -> None:
         """Take bodies away. Raises BlobsUnavailable: some may be gone."""
         await self.blobs.delete([body.key for body in bodies])
+
+
+async def _difference(body: bytes, claim: Claim) -> str:
+    """What of a body is not as its claim says; empty if all is."""
+    if len(body) != claim.size_bytes:
+        return f"it has {len(body)} bytes, and not {claim.size_bytes}"
+    found = await _sha256(body)
+    return "" if found == claim.sha256 else f"its SHA-256 is {found}, and not {claim.sha256}"
 
 
 async def _sha256(body: bytes) -> str:

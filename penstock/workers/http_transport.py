@@ -12,55 +12,35 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from contextlib import suppress
 
 import httpx
-import msgspec
 from msgspec import Raw
 
 from penstock.log.supervision import supervise, tell
-from penstock.schemas.claims import Claim, payload_url
-from penstock.schemas.errors import (
-    ClaimDamaged,
-    ClaimMissing,
-    ClaimsOff,
-    Conflict,
-    InvalidField,
-    LeaseLost,
-    ServerUnreachable,
-)
+from penstock.schemas.claims import Claim
+from penstock.schemas.errors import ClaimsOff, Conflict, InvalidField, LeaseLost, ServerUnreachable
 from penstock.schemas.events import Progressed
 from penstock.schemas.limits import DEFAULT_CLAIM_BYTES
 from penstock.schemas.messages import Delivery
 from penstock.workers import http_protocol as protocol
 from penstock.workers.bodies import Bodies
+from penstock.workers.http_calls import Calls, Refused, decoded
 from penstock.workers.hub import monotonic_ms
 from penstock.workers.lease import HeldLease
 from penstock.workers.memory import FinishedLeases
 from penstock.workers.scaling import MANY
 from penstock.workers.transport import OutcomeEvent, Recipient, WorkerProfile
 
-API = "/api/v1/worker"
 MOST_JOBS = 1_000
 MOST_EVENTS = 2_000
 MOST_BYTES = 4_000_000
 LONGEST_BEAT_MS = 5_000
 FIRST_PAUSE_MS = 100
 LONGEST_PAUSE_MS = 5_000
-ANSWER_S = 30.0
-"""How long a server may take to answer, the waiting that it was asked for aside."""
-FETCH_BODY_S = 120.0
-"""As ``ANSWER_S``, for a payload that lies beside the log."""
+GOOD_BYE_S = 2.0
 
 _log = logging.getLogger(__name__)
-
-
-class Refused(Exception):
-    """The server answered with a status that says: not like this."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
 
 
 class Report:
@@ -91,12 +71,7 @@ class HttpTransport:
         http_transport: httpx.AsyncBaseTransport | None = None, now_ms: Callable[[], float] = monotonic_ms,
     ) -> None:  # fmt: skip
         self.held: dict[str, HeldLease] = {}
-        self._http = httpx.AsyncClient(
-            base_url=server.rstrip("/"),
-            headers=dict(headers or {}),
-            transport=http_transport,
-            timeout=ANSWER_S,
-        )
+        self._calls = Calls(server, headers, http_transport)
         self._wait_ms = wait_ms
         self._now_ms = now_ms
         self._finished = FinishedLeases()
@@ -111,6 +86,10 @@ class HttpTransport:
         self._has_room = asyncio.Event()
         self._more = False
         self._heard_ms = math.inf
+        self._leaving = False
+        self._stays = False
+        """Whether it is being drained: that takes no more, and does not leave."""
+        self._beats_now = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
 
@@ -127,17 +106,7 @@ class HttpTransport:
 
     async def payload(self, delivery: Delivery, claim: Claim) -> bytes:
         """From the server."""
-        try:
-            response = await self._http.get(payload_url(delivery.job), timeout=FETCH_BODY_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(error) from error
-        if response.status_code == ClaimMissing.status:
-            raise ClaimMissing(f"the server has no payload of job {delivery.job}")
-        if response.status_code != 200:
-            raise ServerUnreachable(f"the server answered {response.status_code} for a payload")
-        if len(response.content) != claim.size_bytes:
-            raise ClaimDamaged(f"the server's payload of job {delivery.job} has another size than its claim")
-        return response.content
+        return await self._calls.payload(delivery.job, claim)
 
     async def result(self, delivery: Delivery, result: bytes) -> bytes:
         """The server takes it away, if that has to be."""
@@ -151,7 +120,7 @@ class HttpTransport:
     async def output(self, delivery: Delivery, number: int, lines: bytes) -> None:
         """To the server."""
         try:
-            await self._post(
+            await self._calls.post(
                 "log",
                 {
                     "worker": self._profile.worker, "job": delivery.job, "lease": delivery.lease,
@@ -220,6 +189,9 @@ class HttpTransport:
         fetch = self._tasks.get("fetch")
         if fetch is not None:
             fetch.cancel()
+        if not (self._leaving or self._stays):
+            self._leaving = True
+            self._beats_now.set()
 
     async def flush(self, timeout_ms: int) -> int:
         try:
@@ -233,10 +205,12 @@ class HttpTransport:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._tasks:
+            await self._say_good_bye()
         for report in self._reports:
             if report.done is not None and not report.done.done():
                 report.done.set_exception(LeaseLost("the worker has stopped"))
-        await self._http.aclose()
+        await self._calls.close()
         if self._failure is not None and not self._failure.done():
             self._failure.cancel()
 
@@ -254,7 +228,7 @@ class HttpTransport:
             return
         profile = self._profile
         limits = {job_type: limit for job_type, limit in self._limits.items() if limit}
-        answer = await self._post(
+        answer = await self._calls.post(
             "fetch",
             {
                 "worker": profile.worker, "incarnation": profile.incarnation, "pool": profile.pool,
@@ -266,7 +240,7 @@ class HttpTransport:
             },
             wait_s=self._wait_ms / 1000,
         )  # fmt: skip
-        jobs = _decoded(protocol.decode_grants, answer).jobs
+        jobs = decoded(protocol.decode_grants, answer).jobs
         # As many as there was room for: there are more where these came from, as far as one can tell.
         self._more = len(jobs) >= max(1, min(room, MOST_JOBS))
         self._take(jobs)
@@ -325,7 +299,7 @@ class HttpTransport:
         profile = self._profile
         events = [Raw(report.body) for report in batch]
         try:
-            answer = await self._post(
+            answer = await self._calls.post(
                 "report", {"worker": profile.worker, "incarnation": profile.incarnation, "events": events}
             )
         except Refused as refused:
@@ -339,7 +313,7 @@ class HttpTransport:
             _log.error("the server refused a report: %s", refused)
             self._settle(batch[0], "invalid")
             return
-        items = _decoded(protocol.decode_report_answer, answer).items
+        items = decoded(protocol.decode_report_answer, answer).items
         if len(items) != len(batch):
             raise ServerUnreachable(f"the server answered {len(items)} outcomes for {len(batch)} reports")
         for report, item in zip(batch, items, strict=True):
@@ -369,19 +343,40 @@ class HttpTransport:
 
     async def _heartbeat(self) -> None:
         """One round: rest, name all leases, and do what the server says."""
-        await asyncio.sleep(self.interval_ms / 1000)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.interval_ms / 1000):
+                await self._beats_now.wait()
+        self._beats_now.clear()
         if not self.held:
             self._heard_ms = self._now_ms()
         sent_ms = self._now_ms()
-        profile = self._profile
-        answer = await self._post(
-            "heartbeat",
-            {"worker": profile.worker, "incarnation": profile.incarnation, "leases": self._named()},
-        )
+        answer = await self._beat()
         self._heard_ms = sent_ms
         self._finished.prune(sent_ms)
-        for signal in _decoded(protocol.decode_heartbeat_answer, answer).signals:
+        for signal in decoded(protocol.decode_heartbeat_answer, answer).signals:
             self._signal(signal)
+
+    async def _beat(self) -> bytes:
+        profile = self._profile
+        body = {"worker": profile.worker, "incarnation": profile.incarnation, "leases": self._named()}
+        if self._leaving:
+            try:
+                return await self._calls.post("heartbeat", {**body, "leaving": True})
+            except Refused as refused:
+                if refused.status != InvalidField.status:
+                    raise
+                # A server that is older does not know the word, and the leases are to be kept there too.
+        return await self._calls.post("heartbeat", body)
+
+    async def _say_good_bye(self) -> None:
+        """Else it would be taken for one that is there until it was silent for long enough."""
+        profile = self._profile
+        with suppress(ServerUnreachable, Refused, TimeoutError):
+            async with asyncio.timeout(GOOD_BYE_S):
+                await self._calls.post(
+                    "heartbeat",
+                    {"worker": profile.worker, "incarnation": profile.incarnation, "leaving": True},
+                )
 
     def _named(self) -> list[dict[str, str]]:
         return [{"lease": lease_id, "job": lease.delivery.job} for lease_id, lease in self.held.items()]
@@ -390,7 +385,9 @@ class HttpTransport:
         assert self._recipient is not None
         lease = self.held.get(signal.lease)
         if signal.type == "Drain":
+            self._stays = not signal.stop
             self._recipient.drain(signal.stop)
+            self._stays = False
         elif lease is None or lease.line:
             # Its outcome is on its way; the answer to that says whether it still counts.
             return
@@ -436,32 +433,3 @@ class HttpTransport:
 
     def _fail(self, error: BaseException) -> None:
         tell(self.failure, error)
-
-    async def _post(self, what: str, body: Mapping[str, Any], wait_s: float = 0.0) -> bytes:
-        try:
-            response = await self._http.post(
-                f"{API}/{what}",
-                content=protocol.encode(body),
-                headers={"content-type": "application/json"},
-                timeout=httpx.Timeout(ANSWER_S + wait_s, connect=10.0),
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(error) from error
-        if response.status_code == ClaimsOff.status and ClaimsOff.code in response.text:
-            raise ClaimsOff
-        if response.status_code >= 500:
-            raise ServerUnreachable(f"the server answered {response.status_code}")
-        if response.status_code >= 400:
-            raise Refused(response.status_code, response.text[:500])
-        return response.content
-
-
-def _unreachable(error: Exception) -> ServerUnreachable:
-    return ServerUnreachable(f"the server does not answer: {str(error) or type(error).__name__}")
-
-
-def _decoded(decode: Callable[[bytes], Any], answer: bytes) -> Any:
-    try:
-        return decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ServerUnreachable(f"the server's answer cannot be read: {error}") from error

@@ -175,10 +175,10 @@ class Session:
             self.leaving, self.draining = True, False
             self.touch()
 
-    def say_draining(self) -> None:
-        """Tell that no more is taken, while whoever works here stays."""
-        if not self.draining:
-            self.draining = True
+    def say_draining(self, draining: bool = True) -> None:
+        """Tell that no more is taken, while whoever works here stays; or that more is taken after all."""
+        if self.draining != draining:
+            self.draining = draining
             self.touch()
 
     def finish(self, lease: HeldLease, event: OutcomeEvent) -> None:

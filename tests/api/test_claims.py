@@ -134,12 +134,20 @@ async def test_a_store_that_does_not_answer_loses_nothing(
     assert again["payload"] == claim(LARGE)
 
 
-async def test_what_is_missing_or_damaged_is_said(stored: Bench, tmp_path: Path) -> None:
+async def test_what_is_missing_or_damaged_is_said(
+    stored: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     job = await stored.enqueue(payload=LARGE)
     [path] = [path for path in (tmp_path / "claims").rglob("*") if path.is_file()]
-    path.write_bytes(b'"' + b"y" * len(LARGE) + b'"')
-    answer = await stored.http.get(job["payload_url"])
-    assert (answer.status_code, answer.json()["code"]) == (500, "claim_damaged")
+    for damaged, told in ((b'"' + b"y" * len(LARGE) + b'"', "its SHA-256 is "), (b"{}", "it has 2 bytes")):
+        path.write_bytes(damaged)
+        caplog.clear()
+        answer = await stored.http.get(job["payload_url"])
+        assert (answer.status_code, answer.json()["code"]) == (500, "claim_damaged")
+        [line] = caplog.records
+        assert (line.levelname, line.exc_info) == ("WARNING", None)
+        for part in (f"job {job['id']} of the tenant default", told):
+            assert part in line.message
     path.unlink()
     answer = await stored.http.get(job["payload_url"])
     assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (

@@ -183,7 +183,7 @@ async def test_what_was_trimmed_is_gone(whole: Bench, service: ApiService) -> No
 
 
 async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
-    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(events, "SLOW_S", 0.3)
     host, port = service.address.removeprefix("http://").split(":")
@@ -203,6 +203,9 @@ async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
     # It ended without the last chunk, so whoever reads knows that it was cut.
     assert not got.endswith(b"0\r\n\r\n")
     assert got.count(b"event: Enqueued") < 400
+    assert [record.message for record in caplog.records] == [
+        "a listener did not read for 0.3 s and was cut off"
+    ], "once, and not as an error of the server too"
 
 
 async def test_the_end_of_the_server_ends_the_stream(whole: Bench) -> None:

@@ -12,11 +12,12 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from penstock.api import events_ws, stream
+from penstock.api import events_ws, stream, web_sockets
 from penstock.api.app import create_app
 from penstock.api.service import ApiService
+from penstock.api.web_sockets import WebSocketProtocol
 from tests.api.harness import Bench
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -26,9 +27,12 @@ async def service(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield served
 
 
-def listening(service: ApiService, *, origin: str | None = None, **params: Any) -> connect:
+def listening(
+    service: ApiService, *, origin: str | None = None, request_id: str | None = None, **params: Any
+) -> connect:
     address = f"{service.address.replace('http', 'ws', 1)}{events_ws.PATH}?{urlencode(params)}"
-    headers = {} if origin is None else {"Origin": origin}
+    given = {"Origin": origin, "X-Request-ID": request_id}
+    headers = {name: value for name, value in given.items() if value is not None}
     return connect(address, proxy=None, additional_headers=headers)
 
 
@@ -93,13 +97,35 @@ async def test_what_is_wrong_at_the_start_is_an_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     with pytest.raises(InvalidStatus) as refused:
-        async with listening(service, origin=origin, **params):
+        async with listening(service, origin=origin, request_id="r-1", **params):
             pass
     response = refused.value.response
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
-    assert json.loads(response.body)["code"] == code
+    problem = json.loads(response.body)
+    assert problem["code"] == code
+    assert problem["instance"] == events_ws.PATH
+    assert response.headers["x-request-id"] == problem["request_id"] == "r-1"
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+async def test_an_address_without_a_websocket_is_a_problem_too(
+    service: ApiService, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"{service.address.replace('http', 'ws', 1)}/api/v1/jobs", proxy=None):
+            pass
+    response = refused.value.response
+    problem = json.loads(response.body)
+    assert (response.status_code, problem["code"]) == (404, "not_found")
+    assert response.headers["x-request-id"] == problem["request_id"] != ""
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+async def test_the_request_id_comes_back_where_the_connection_stands_too(service: ApiService) -> None:
+    async with listening(service, request_id="r-2") as socket:
+        assert socket.response is not None
+        assert socket.response.headers["x-request-id"] == "r-2"
 
 
 async def test_pages_of_this_server_may_listen(whole: Bench, service: ApiService) -> None:
@@ -116,7 +142,10 @@ async def test_the_end_of_the_server_is_said(whole: Bench, monkeypatch: pytest.M
         whole.deps.parked.stop()
         code, said = await closed(socket)
     assert code == 4503
-    assert said[-1]["error"]["code"] == "read_model_unavailable"
+    error = said[-1]["error"]
+    assert error["code"] == "read_model_unavailable"
+    assert socket.response is not None
+    assert error["request_id"] == socket.response.headers["x-request-id"]
 
 
 async def test_how_far_it_is_is_told_where_nothing_happens(
@@ -133,7 +162,6 @@ async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
     whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_ws, "SLOW_S", 0.3)
-    monkeypatch.setattr(events_ws, "CLOSE_S", 0.1)
     jobs: list[str] = []
     async with listening(service, types="Enqueued") as socket:
         # It reads nothing: what it was sent fills the buffers of both sides, and then there is no more room.
@@ -143,9 +171,69 @@ async def test_one_that_does_not_read_is_cut_off_and_comes_back_for_the_rest(
         await asyncio.sleep(1.0)
         socket.transport.resume_reading()
         code, said = await closed(socket)
-    assert code in (4408, 1006)
+    assert code == 4408
     heard = [one["event"]["job"] for one in said if "event" in one]
     assert 0 < len(heard) < 400
     async with listening(service, types="Enqueued", after=said[len(heard) - 1]["id"]) as socket:
         heard += [one["event"]["job"] for one in await hear(socket, 400 - len(heard))]
     assert sorted(heard) == sorted(jobs), "each once; in order within a partition"
+
+
+async def deaf(whole: Bench, service: ApiService, socket: ClientConnection) -> WebSocketProtocol:
+    """The server's side of a connection whose buffers are full, for its listener does not read."""
+    socket.transport.pause_reading()
+    server: Any = service._server  # pyright: ignore[reportPrivateUsage]  # nothing public tells its connections
+    [connection] = server.server_state.connections
+    async with asyncio.timeout(PATIENCE_S):
+        while connection.writable.is_set():
+            await whole.enqueue(payload={"text": "x" * 60_000})
+    found: WebSocketProtocol = connection
+    return found
+
+
+async def test_for_one_that_goes_on_not_reading_nothing_is_kept(
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_ws, "SLOW_S", 0.3)
+    monkeypatch.setattr(web_sockets, "LINGER_S", 0.2)
+    async with listening(service, types="Enqueued") as socket:
+        connection = await deaf(whole, service, socket)
+        await until(lambda: connection.disconnected)
+        assert connection.transport.get_write_buffer_size() == 0
+        socket.transport.resume_reading()
+        code, said = await closed(socket)
+    assert code == 1006, "no close frame came"
+    assert said
+    assert [record.message for record in caplog.records] == [
+        "a listener did not read for 0.3 s and was cut off"
+    ]
+
+
+async def test_a_ping_behind_what_is_unread_ends_nothing(
+    whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_ws, "SLOW_S", 1.0)
+    async with listening(service, types="Enqueued") as socket:
+        connection = await deaf(whole, service, socket)
+        connection.ping_timeout = 0.1
+        connection.send_keepalive_ping()
+        await until(lambda: connection.close_sent)
+        socket.transport.resume_reading()
+        code, _ = await closed(socket)
+    assert code == 4408
+
+
+async def test_one_that_answers_no_ping_is_told_so(
+    service: ApiService, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(service) as socket:
+        socket.transport.pause_reading()
+        server: Any = service._server  # pyright: ignore[reportPrivateUsage]  # nothing public tells its connections
+        [connection] = server.server_state.connections
+        connection.ping_timeout = 0.1
+        connection.send_keepalive_ping()
+        await until(lambda: connection.close_sent)
+        socket.transport.resume_reading()
+        code, _ = await closed(socket)
+    assert code == 1011
+    assert not caplog.records

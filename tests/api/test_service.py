@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from penstock.api.app import create_app
 from penstock.api.service import ApiService
@@ -50,6 +51,16 @@ async def test_its_failure_is_told(api: Bench) -> None:
         async with asyncio.timeout(10):
             with pytest.raises(RuntimeError, match="broke"):
                 await asyncio.shield(service.failure)
+
+
+async def test_an_answer_that_is_left_unfinished_is_still_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def forgetful(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async with ApiService(forgetful, port=0) as service, httpx.AsyncClient() as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get(service.address)
+    assert "without completing response" in caplog.text
 
 
 async def test_a_client_that_disconnects_while_it_waits_gives_its_place_up(whole: Bench) -> None:

@@ -36,6 +36,7 @@ class Server:
         self.signals: list[dict[str, Any]] = []
         self.outcome: Callable[[dict[str, Any]], str] = lambda event: "applied"
         self.down: int | None = None
+        self.knows_no_leaving = False
         self.refuses: Callable[[list[dict[str, Any]]], bool] = lambda events: False
         self.came = asyncio.Event()
         routes = [
@@ -79,7 +80,10 @@ class Server:
     async def heartbeat(self, request: Request) -> Response:
         if self.down:
             return Response(status_code=self.down)
-        self.heartbeats.append(await request.json())
+        asked = await request.json()
+        if self.knows_no_leaving and "leaving" in asked:
+            return Response("unknown field", status_code=422)
+        self.heartbeats.append(asked)
         signals, self.signals = self.signals, []
         return JSONResponse({"signals": signals})
 
@@ -330,6 +334,48 @@ async def test_b7_leaving_gives_back_over_http_too() -> None:
     event = server.event("one")
     assert event is not None
     assert (event["type"], event["reason"]) == ("Returned", "shutdown")
+
+
+async def test_one_that_leaves_says_so_at_once_and_when_it_goes() -> None:
+    server = Server()
+    async with running(server, forever, lease_ms=60_000) as (worker, transport):
+        server.put("one", "forever")
+        await until(lambda: worker.busy)
+        transport.stop_taking()
+        # Its next heartbeat would be seconds away.
+        await asyncio.wait_for(until(lambda: any(beat.get("leaving") for beat in server.heartbeats)), 2)
+        assert [item["job"] for item in server.heartbeats[-1]["leases"]] == ["one"]
+    assert server.heartbeats[-1] == {
+        "worker": "w",
+        "incarnation": worker.profile.incarnation,
+        "leaving": True,
+    }
+
+
+async def test_one_that_leaves_an_older_server_keeps_its_leases_there() -> None:
+    server = Server()
+    server.knows_no_leaving = True
+    async with running(server, forever, lease_ms=300) as (worker, transport):
+        server.put("one", "forever")
+        await until(lambda: worker.busy)
+        transport.stop_taking()
+        beats = len(server.heartbeats)
+        await until(lambda: len(server.heartbeats) > beats + 5)
+        assert worker.busy, "it was heard"
+        assert not any("leaving" in beat for beat in server.heartbeats)
+
+
+async def test_one_that_is_drained_does_not_say_that_it_leaves() -> None:
+    server = Server()
+    async with running(server, echo) as (worker, _):
+        for _ in range(3):
+            server.signals = [{"type": "Drain"}]
+            await until(lambda: not server.signals)
+        beats = len(server.heartbeats)
+        await until(lambda: len(server.heartbeats) > beats + 1)
+        assert not any("leaving" in beat for beat in server.heartbeats)
+        assert not worker.left.is_set()
+    assert server.heartbeats[-1]["leaving"]
 
 
 async def test_a_worker_whose_slots_are_all_stuck_asks_for_nothing_until_one_is_free() -> None:
