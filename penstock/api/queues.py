@@ -9,12 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.api.deps import ApiDeps, deps_of
+from penstock.api.filtering import FilterRequest, given_in
 from penstock.api.http import Answer, Operation, answer, query
 from penstock.api.jobs import READ_HEADERS, TENANT, wait_for
 from penstock.api.models import Counts, CountsQuery, Queues, QueueView, ReadQuery, Unhandled
 from penstock.api.moments import moment_of
 from penstock.projections.port import ALL, CountRow, JobFilter, Moment
 from penstock.schemas.errors import InvalidField
+
+_WHEN = ("after", "wait_ms", "at")
+"""Of what counts take: the rest says of which jobs."""
 
 
 def unhandled(rows: Sequence[CountRow], handled: set[tuple[str, str]]) -> list[Unhandled]:
@@ -47,10 +51,7 @@ async def get_counts(request: Request) -> Response:
     await wait_for(request, deps, asked)
     if asked.batch is not None and asked.workflow is not None:
         raise InvalidField("workflow: give it or a batch, not both", field="workflow")
-    among = JobFilter(
-        batch=() if asked.batch is None else (asked.batch,),
-        workflow=() if asked.workflow is None else (asked.workflow,),
-    )
+    among = FilterRequest(**given_in(asked, _WHEN)).plain()
     at = None if asked.at is None else await moment_of(deps, asked.at)
     return answer(await counts_of(deps, at, among))
 

@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.core.job_state import Job
 from penstock.log.kv import Batch, KeyValueStore
-from penstock.projections.candidates import batch_marks
+from penstock.projections.candidates import batch_marks, batch_marks_of
 from penstock.projections.port import CountRow, JobFilter
 from penstock.projections.rows import MARKS, encode
 
@@ -33,11 +33,10 @@ class BatchCounts:
         self._changed: dict[bytes, Counter[_Name]] = {}
 
     def add(self, job: Job, jobs: int = 1) -> None:
-        """One job more; with -1 one less. Most are of no batch."""
-        if job.batch or job.workflow:
-            for mark in batch_marks(job.tenant, (job.batch,), (job.workflow,)):
-                changes = self._changed.setdefault(mark, Counter())
-                changes[job.state, job.queue, job.pool, job.job_type] += jobs
+        """One job more; with -1 one less."""
+        for mark in batch_marks_of(job):
+            changes = self._changed.setdefault(mark, Counter())
+            changes[job.state, job.queue, job.pool, job.job_type] += jobs
 
     def write(self, batch: Batch) -> None:
         """Put what has changed into a commit."""

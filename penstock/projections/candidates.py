@@ -63,8 +63,7 @@ def marks_of(job: Job, *, has_errors: bool) -> list[bytes]:
         marks.append(_key_mark(_UNIQUE, job.tenant, job.unique_key))
     if job.concurrency_key:
         marks.append(_key_mark(_CONCURRENCY, job.tenant, job.concurrency_key))
-    if job.batch or job.workflow:
-        marks += batch_marks(job.tenant, (job.batch,), (job.workflow,))
+    marks += batch_marks_of(job)
     if has_errors:
         marks.append(errors_mark(job.tenant))
     return marks
@@ -74,6 +73,13 @@ def batch_marks(tenant: str, batches: Iterable[str], workflows: Iterable[str]) -
     """What the keys of jobs of these batches, and of these workflows, begin with. An empty name is none."""
     marks = [_mark(_BATCH, tenant, name) for name in batches if name]
     return marks + [_mark(_WORKFLOW, tenant, name) for name in workflows if name]
+
+
+def batch_marks_of(job: Job) -> Sequence[bytes]:
+    """Those of its batch and its workflow; most jobs have neither."""
+    if not job.batch and not job.workflow:
+        return ()
+    return batch_marks(job.tenant, (job.batch,), (job.workflow,))
 
 
 def errors_mark(tenant: str) -> bytes:
@@ -117,7 +123,7 @@ class Candidates:
         by_text = None if self.texts is None else self.texts.places(tenant, wanted, window)
         if by_text is not None:
             return by_text
-        groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
+        groups = self._groups.matching(tenant, wanted)
         by_group = [(INDEX, group.prefix, group.newest_ms) for group in groups]
         if sum(group.jobs for group in groups) <= FEW_IN_GROUPS:
             return self._merged(by_group, window)

@@ -5,13 +5,14 @@ Every list and count is an answer over some of the groups, which are few, and he
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from penstock.core.job import Job
 from penstock.log.kv import Batch, KeyValueStore
+from penstock.projections.port import ALL, JobFilter
 from penstock.projections.rows import COUNTERS, INDEX, behind, encode, split_index_key
 
 _MAX_EMPTY = 1_000
@@ -97,24 +98,12 @@ class Groups:
         self._changed.clear()
         self._drop_empty()
 
-    def matching(
-        self,
-        tenant: str,
-        states: Collection[str] = (),
-        queues: Collection[str] = (),
-        job_types: Collection[str] = (),
-        pools: Collection[str] = (),
-    ) -> list[Group]:
-        """Groups that have jobs, each with one of the names given; where none is given, any will do."""
+    def matching(self, tenant: str, wanted: JobFilter = ALL) -> list[Group]:
+        """Groups that have jobs, with the state, queue, pool and type that a filter asks for."""
         return [
             group
             for group in self._groups.values()
-            if group.jobs
-            and group.name.tenant == tenant
-            and (not states or group.name.state in states)
-            and (not queues or group.name.queue in queues)
-            and (not job_types or group.name.job_type in job_types)
-            and (not pools or group.name.pool in pools)
+            if group.jobs and group.name.tenant == tenant and wanted.takes(*group.name[1:])
         ]
 
     def _drop_empty(self) -> None:

@@ -156,15 +156,14 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         )  # fmt: skip
         return self == alone and len(self.batch) + len(self.workflow) <= 1
 
-    def takes(self, row: CountRow) -> bool:
-        """Whether jobs so counted have the state, queue, pool and type that are asked for."""
-        asked = (
-            (self.state, row.state),
-            (self.queue, row.queue),
-            (self.pool, row.pool),
-            (self.type, row.type),
+    def takes(self, state: str, queue: str, pool: str, job_type: str) -> bool:
+        """Whether these are asked for, as far as any are."""
+        return (
+            (not self.state or state in self.state)
+            and (not self.queue or queue in self.queue)
+            and (not self.pool or pool in self.pool)
+            and (not self.type or job_type in self.type)
         )
-        return all(not names or name in names for names, name in asked)
 
     @property
     def is_newer(self) -> bool:

@@ -184,9 +184,8 @@ class PartitionQueries:
         """Exact number of jobs with the state, queue, type and pool that are asked for."""
         if wanted.batch or wanted.workflow:
             rows = self._batches.rows(tenant, wanted)
-            return sum(row.jobs for row in rows if wanted.takes(row))
-        groups = self._groups.matching(tenant, wanted.state, wanted.queue, wanted.type, wanted.pool)
-        return sum(group.jobs for group in groups)
+            return sum(row.jobs for row in rows if wanted.takes(row.state, row.queue, row.pool, row.type))
+        return sum(group.jobs for group in self._groups.matching(tenant, wanted))
 
     def counts(self, tenant: str, among: JobFilter = ALL) -> list[CountRow]:
         """Of all jobs, or among those of one batch or workflow."""

@@ -209,17 +209,23 @@ async def test_for_one_that_goes_on_not_reading_nothing_is_kept(
     ]
 
 
+async def code_after_a_ping(connection: Any, socket: ClientConnection) -> int | None:
+    """With what a listener is closed that was pinged while it did not read, and reads again once that is sent."""
+    connection.ping_timeout = 0.1
+    connection.send_keepalive_ping()
+    await until(lambda: connection.close_sent)
+    socket.transport.resume_reading()
+    code, _ = await closed(socket)
+    return code
+
+
 async def test_a_ping_behind_what_is_unread_ends_nothing(
     whole: Bench, service: ApiService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_ws, "SLOW_S", 1.0)
     async with listening(service, types="Enqueued") as socket:
         connection = await deaf(whole, service, socket)
-        connection.ping_timeout = 0.1
-        connection.send_keepalive_ping()
-        await until(lambda: connection.close_sent)
-        socket.transport.resume_reading()
-        code, _ = await closed(socket)
+        code = await code_after_a_ping(connection, socket)
     assert code == 4408
 
 
@@ -230,10 +236,6 @@ async def test_one_that_answers_no_ping_is_told_so(
         socket.transport.pause_reading()
         server: Any = service._server  # pyright: ignore[reportPrivateUsage]  # nothing public tells its connections
         [connection] = server.server_state.connections
-        connection.ping_timeout = 0.1
-        connection.send_keepalive_ping()
-        await until(lambda: connection.close_sent)
-        socket.transport.resume_reading()
-        code, _ = await closed(socket)
+        code = await code_after_a_ping(connection, socket)
     assert code == 1011
     assert not caplog.records

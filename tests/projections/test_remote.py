@@ -239,13 +239,19 @@ async def test_a_process_of_another_log_is_not_asked(topics: Topics, tmp_path: P
             await Connection.open("127.0.0.1:1", hello)
 
 
+async def greeted(server: ReadServer, topics: Topics) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A raw connection whose greeting is sent, and not yet answered."""
+    host, _, port = server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(protocol.frame(protocol.Hello(protocol.VERSION, "memory", topics.jobs)))
+    return reader, writer
+
+
 async def test_what_is_no_request_is_answered_and_what_is_no_frame_ends_the_connection(
     topics: Topics, tmp_path: Path
 ) -> None:
     async with memory_log(topics) as log, process(log, topics, tmp_path, "a") as server:
-        host, _, port = server.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(protocol.frame(protocol.Hello(protocol.VERSION, "memory", topics.jobs)))
+        reader, writer = await greeted(server, topics)
         writer.write((2).to_bytes(4, "big") + b"{}")
         for code in (None, BadRequest.code):
             data = await protocol.read_frame(reader)
@@ -255,6 +261,7 @@ async def test_what_is_no_request_is_answered_and_what_is_no_frame_ends_the_conn
         writer.write(b"\xff" * 8)
         assert await protocol.read_frame(reader) is None
         writer.close()
+        host, _, port = server.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write((5).to_bytes(4, "big") + b"GET /")
         data = await protocol.read_frame(reader)
@@ -268,12 +275,10 @@ async def test_a_filter_of_a_newer_version_is_refused_whole_and_at_once(
 ) -> None:
     """Without the field that it does not know, the search would find all jobs."""
     async with memory_log(topics) as log, process(log, topics, tmp_path, "a") as server:
-        host, _, port = server.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await greeted(server, topics)
         call = protocol.SearchJobs(SearchQuery(tenant="default", filter=JobFilter(batch=("b",))), [0])
         data = protocol.encode(protocol.Request(7, call))
         assert data.count(b'"batch"') == 1
-        writer.write(protocol.frame(protocol.Hello(protocol.VERSION, "memory", topics.jobs)))
         for line in (data, data.replace(b'"batch"', b'"newer"')):
             writer.write(len(line).to_bytes(4, "big") + line)
         responses = [protocol.decode_response(await protocol.read_frame(reader) or b"") for _ in range(3)]
