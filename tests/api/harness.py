@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from penstock import task
 from penstock.api.app import create_app
 from penstock.api.deps import ApiDeps, ApiOptions
 from penstock.api.gateway import Gateway
@@ -23,6 +24,7 @@ from penstock.log.namespace import Namespace, open_namespace
 from penstock.orchestrator.service import Orchestrator
 from penstock.projections.service import ProjectionService
 from penstock.schemas.topics import Topics
+from penstock.workers.task import Task
 from tests.state.shelf import Shelf
 from tests.waiting import PATIENCE_S
 
@@ -80,6 +82,19 @@ class Bench:
         assert answer.status_code == 200, answer.text
         signals: list[dict[str, Any]] = answer.json()["signals"]
         return signals
+
+
+def held_up() -> tuple[Task[[], Any], asyncio.Event, asyncio.Event]:
+    """A handler of ``noop`` that returns ``done`` once it may; set when it has begun, and to be set to let it go on."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @task
+    async def noop() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    return noop, begun, go_on
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from penstock.api.app import create_app
 from penstock.api.service import ApiService
 from penstock.workers.http_transport import HttpTransport
 from penstock.workers.runtime import Worker
-from tests.api.harness import Bench
+from tests.api.harness import Bench, held_up
 from tests.waiting import until
 
 SOON_S = 5.0
@@ -113,14 +113,7 @@ async def test_one_that_fetches_again_is_back(whole: Bench) -> None:
 
 
 async def test_a_worker_over_http_is_gone_when_it_has_left(whole: Bench) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    @task
-    async def noop() -> str:
-        begun.set()
-        await go_on.wait()
-        return "done"
-
+    noop, begun, go_on = held_up()
     async with ApiService(create_app(whole.deps), port=0) as service:
         transport = HttpTransport(service.address)
         worker = Worker(App(noop), transport, concurrency=1, name="w1", grace_ms=20_000)

@@ -12,20 +12,13 @@ from penstock.api import workers
 from penstock.api.remote_worker import RemoteWorker
 from penstock.workers.log_transport import LogTransport
 from penstock.workers.runtime import Worker
-from tests.api.harness import Bench
+from tests.api.harness import Bench, held_up
 from tests.waiting import until
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["drain", "stop"])
 async def test_a_worker_is_drained_and_stopped(whole: Bench, stop: bool) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    @task
-    async def noop() -> str:
-        begun.set()
-        await go_on.wait()
-        return "done"
-
+    noop, begun, go_on = held_up()
     transport = LogTransport(whole.log, whole.topics)
     async with Worker(App(noop), transport, concurrency=1, name="w1") as worker:
         await until(lambda: [seen.heartbeat.worker for seen in whole.deps.registry.live()] == ["w1"])
